@@ -1,0 +1,1 @@
+"""The contract of Breakwater: what a client, a subscriber or another language needs."""

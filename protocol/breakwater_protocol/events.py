@@ -1,0 +1,155 @@
+"""Facts: what happened, in the past tense, published once by whoever owns the state.
+
+Events carry CloudEvents headers in binary mode; no prompt, answer or secret is in any of them.
+`at` is Unix time in seconds. Fields are only ever added, with defaults.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from breakwater_protocol.chat import Usage
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+class Evidence(Struct, frozen=True, omit_defaults=True):
+    """What a breaker decided on: calls, failures and slow calls in its window, failures in a row."""
+
+    window: int = 0
+    failures: int = 0
+    slow: int = 0
+    consecutive: int = 0
+
+
+class BreakerChanged(Struct, frozen=True):
+    target: str
+    state: BreakerState
+    cause: str
+    """`failure_rate`, `consecutive`, `slow_rate`, `probe_failed`, `probe_succeeded`, `open_elapsed`, `probe_expired`, `operator`."""
+    evidence: Evidence
+    until: float
+    """When an open target may be probed; 0 when closed."""
+    epoch: int
+    """Grows with every change; results of calls permitted under another epoch are ignored."""
+    previous: BreakerState
+    at: float
+
+
+class AttemptFinished(Struct, frozen=True, omit_defaults=True):
+    """One provider call. `outcome` in the subject: `ok`, `partial`, `cancelled`, or the failure's kind."""
+
+    request: str
+    attempt: int
+    tenant: str
+    model: str
+    deployment: str
+    target: str
+    provider: str
+    worker: str
+    outcome: str
+    at: float
+    epoch: int = 0
+    against_target: bool = False
+    """The breaker counts it as a failure."""
+    status: int | None = None
+    retry_after_s: float | None = None
+    first_token_ms: float | None = None
+    duration_ms: float = 0.0
+    usage: Usage | None = None
+    cost_nano_usd: int | None = None
+    api: str = "chat"
+    stream: bool = False
+    rung: str = "primary"
+    user: str = ""
+    org: str = ""
+    feature: str = ""
+    properties: dict[str, str] = {}
+    message: str = ""
+    in_stall: bool = False
+    """Timed out while the worker's own event loop was stalled: says nothing about the target."""
+
+
+class Decision(Struct, frozen=True, omit_defaults=True):
+    """One step of a request's plan, as the router took it."""
+
+    step: str
+    """`dispatch`, `wait`, `skip`, `answer`."""
+    at_ms: float
+    """Since the request arrived."""
+    deployment: str = ""
+    worker: str = ""
+    reason: str = ""
+    epoch: int = 0
+    wait_ms: float = 0.0
+
+
+class RequestFinished(Struct, frozen=True, omit_defaults=True):
+    """One caller's request. `outcome` in the subject: `ok`, `partial`, `cancelled`, or the error's code."""
+
+    request: str
+    tenant: str
+    api: str
+    model: str
+    outcome: str
+    at: float
+    router: str
+    deployment: str = ""
+    rung: str = "primary"
+    cache: str = "bypass"
+    attempts: int = 0
+    stream: bool = False
+    duration_ms: float = 0.0
+    overhead_ms: float = 0.0
+    first_token_ms: float | None = None
+    usage: Usage | None = None
+    cost_nano_usd: int | None = None
+    user: str = ""
+    org: str = ""
+    feature: str = ""
+    properties: dict[str, str] = {}
+    decisions: list[Decision] = []
+    config_revision: int = 0
+    traceparent: str = ""
+
+
+class Alert(Struct, frozen=True, omit_defaults=True):
+    """`kind` in the subject: `auth`, `unpriced`, `stale_view`, `config`, …"""
+
+    kind: str
+    message: str
+    at: float
+    source: str = ""
+    target: str = ""
+    model: str = ""
+
+
+class ConfigChanged(Struct, frozen=True):
+    """`revision` is that of the KV bucket `bw_config`; the text is read from there."""
+
+    revision: int
+    digest: str
+    at: float
+
+
+class TargetLoad(Struct, frozen=True, omit_defaults=True):
+    in_flight: int = 0
+
+
+class Heartbeat(Struct, frozen=True, omit_defaults=True):
+    """Twice a second from every actor."""
+
+    actor: str
+    id: str
+    version: str
+    at: float
+    uptime_s: float = 0.0
+    capacity: int = 0
+    in_flight: int = 0
+    draining: bool = False
+    pools: list[str] = []
+    targets: dict[str, TargetLoad] = {}
+    config_revision: int = 0
+    view_hash: str = ""
+    """Of the breaker board: two actors that show different hashes for long have lost an event."""
+    loop_lag_ms: float = 0.0

@@ -1,0 +1,77 @@
+"""Header names: one fixed spelling, the same on HTTP and on NATS.
+
+NATS header keys are case-sensitive, so every name is lower case and lives here and nowhere else.
+"""
+
+from typing import Final
+
+# What a caller may ask for.
+USER: Final = "breakwater-user"
+ORG: Final = "breakwater-org"
+FEATURE: Final = "breakwater-feature"
+PROPERTY_PREFIX: Final = "breakwater-property-"
+CACHE: Final = "breakwater-cache"
+CACHE_TTL: Final = "breakwater-cache-ttl"
+CACHE_NAMESPACE: Final = "breakwater-cache-namespace"
+CACHE_THRESHOLD: Final = "breakwater-cache-threshold"
+TIMEOUT: Final = "breakwater-timeout"
+TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
+PRIORITY: Final = "breakwater-priority"
+LADDER: Final = "breakwater-ladder"
+REQUEST_ID: Final = "breakwater-request-id"
+
+# What every answer says. `breakwater-cache` is both: asked as a mode, answered as a verdict.
+MODEL: Final = "breakwater-model"
+DEPLOYMENT: Final = "breakwater-deployment"
+RUNG: Final = "breakwater-rung"
+SIMILARITY: Final = "breakwater-similarity"
+ATTEMPTS: Final = "breakwater-attempts"
+COST_USD: Final = "breakwater-cost-usd"
+OVERHEAD_MS: Final = "breakwater-overhead-ms"
+BUDGET_REMAINING: Final = "breakwater-budget-remaining"
+PARTIAL: Final = "breakwater-partial"
+DROPPED_PARAMS: Final = "breakwater-dropped-params"
+
+# Framing of streams on NATS.
+SEQ: Final = "breakwater-seq"
+END: Final = "breakwater-end"
+# Which attempt a chunk belongs to; absent means the first. A reader locks on the attempt whose
+# chunk 0 it saw, so that a worker given up for lost cannot splice itself into the next answer.
+ATTEMPT: Final = "breakwater-attempt"
+
+# Of NATS micro services.
+SERVICE_ERROR: Final = "Nats-Service-Error"
+SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
+NATS_STATUS: Final = "Status"
+NATS_MSG_ID: Final = "Nats-Msg-Id"
+
+# Of HTTP.
+RETRY_AFTER: Final = "retry-after"
+SHOULD_RETRY: Final = "x-should-retry"
+
+# W3C trace context, and CloudEvents in binary mode on events.
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+CE_ID: Final = "ce-id"
+CE_SOURCE: Final = "ce-source"
+CE_TYPE: Final = "ce-type"
+CE_TIME: Final = "ce-time"
+CE_SPECVERSION: Final = "ce-specversion"
+
+REQUEST_HEADERS: Final = frozenset(
+    {
+        USER,
+        ORG,
+        FEATURE,
+        CACHE,
+        CACHE_TTL,
+        CACHE_NAMESPACE,
+        CACHE_THRESHOLD,
+        TIMEOUT,
+        TTFT_TIMEOUT,
+        PRIORITY,
+        LADDER,
+        REQUEST_ID,
+    }
+)
+"""Every `breakwater-` header a request may carry, besides `breakwater-property-<name>`."""

@@ -1,0 +1,173 @@
+"""Subjects: each one once, bound to the one type it carries.
+
+A token made from anything that is not ours (a model, a tenant, an account) goes through one codec:
+`[A-Za-z0-9_-]` is kept and every other byte becomes `=XX`, so the result is a single token, legal in
+subjects and in KV keys, and reversible.
+"""
+
+import re
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from breakwater_protocol import commands, events
+
+T = TypeVar("T")
+
+TOKEN_MAX: Final = 1024
+"""Longest encoded token, in bytes. The server's control line holds 4,096 for the whole command."""
+
+_KEEP: Final = re.compile(rb"[^A-Za-z0-9_-]")
+_KEPT: Final = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPE: Final = re.compile(rb"=([0-9A-F]{2})")
+_TOKEN: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+_EMPTY: Final = "="
+
+
+class BadToken(ValueError):
+    """A name that cannot be a subject token: too long, or not made by `encode_token`."""
+
+
+def encode_token(text: str) -> str:
+    """One legal subject token for any text: `openai/gpt-4.1` -> `openai=2Fgpt-4=2E1`.
+
+    The empty text is `=`. Raises `BadToken` when the result would exceed `TOKEN_MAX` bytes.
+    """
+    if len(text) <= TOKEN_MAX and _KEPT.fullmatch(text):
+        return text
+    if not text:
+        return _EMPTY
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) > TOKEN_MAX:
+        raise BadToken(f"a name may have {TOKEN_MAX} bytes at most, this one has {len(raw)}")
+    token = _KEEP.sub(lambda m: b"=%02X" % m.group()[0], raw).decode("ascii")
+    if len(token) > TOKEN_MAX:
+        raise BadToken(f"a name may have {TOKEN_MAX} bytes once escaped, this one has {len(token)}")
+    return token
+
+
+def decode_token(token: str) -> str:
+    """The text that `encode_token` was given. Raises `BadToken` on anything it cannot have made."""
+    if token == _EMPTY:
+        return ""
+    if not _TOKEN.fullmatch(token):
+        raise BadToken(f"not a token of this codec: {token[:80]!r}")
+    raw = _ESCAPE.sub(lambda m: bytes((int(m.group(1), 16),)), token.encode("ascii"))
+    try:
+        text = raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise BadToken(f"not a token of this codec: {token[:80]!r}") from None
+    if encode_token(text) != token:
+        raise BadToken(f"not a token of this codec: {token[:80]!r}")
+    return text
+
+
+class Subject(Generic[T]):
+    """A subject template bound to the type it carries.
+
+    `subject.at("a", "b")` fills the `{}` places in order, each through the token codec;
+    `subject.any()` is the wildcard over all of them.
+    """
+
+    __slots__ = ("_decoder", "_encoder", "_places", "carries", "summary", "template")
+
+    def __init__(self, template: str, carries: type[T], summary: str) -> None:
+        self.template = template
+        self.carries = carries
+        self.summary = summary
+        self._places = template.count("{")
+        self._decoder = msgspec.json.Decoder(carries)
+        self._encoder = msgspec.json.Encoder()
+
+    def at(self, *names: str) -> str:
+        if len(names) != self._places:
+            raise TypeError(f"{self.template} takes {self._places} names, got {len(names)}")
+        parts = iter(names)
+        return re.sub(r"\{[a-z_]+\}", lambda _: encode_token(next(parts)), self.template)
+
+    def any(self) -> str:
+        return re.sub(r"\{[a-z_]+\}", "*", self.template)
+
+    def names(self, subject: str) -> tuple[str, ...]:
+        """The decoded names of a concrete subject of this template. Raises `BadToken`."""
+        own, got = self.template.split("."), subject.split(".")
+        if len(own) != len(got):
+            raise BadToken(f"{subject[:80]!r} is not of the form {self.template}")
+        found = []
+        for mine, theirs in zip(own, got, strict=True):
+            if mine.startswith("{"):
+                found.append(decode_token(theirs))
+            elif mine != theirs:
+                raise BadToken(f"{subject[:80]!r} is not of the form {self.template}")
+        return tuple(found)
+
+    def encode(self, value: T) -> bytes:
+        return self._encoder.encode(value)
+
+    def decode(self, data: bytes) -> T:
+        """Raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+        return self._decoder.decode(data)
+
+
+class Subjects:
+    """Every subject of one Breakwater, under its root (default `bw.v1`)."""
+
+    def __init__(self, root: str = "bw.v1") -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", root):
+            raise BadToken(f"the subject root must be plain tokens joined by dots, not {root!r}")
+        self.root = root
+
+        def subject(rest: str, carries: type[T], summary: str) -> Subject[T]:
+            return Subject(f"{root}.{rest}", carries, summary)
+
+        # Requests of callers; their bodies are the provider APIs' own, so they carry raw JSON.
+        self.chat = subject(
+            "chat.{tenant}", msgspec.Raw, "An OpenAI chat-completions body; answered on the reply."
+        )
+        self.embeddings = subject(
+            "embeddings.{tenant}", msgspec.Raw, "An OpenAI embeddings body; answered on the reply."
+        )
+        self.models = subject(
+            "models.{tenant}", msgspec.Raw, "An empty body; answered with OpenAI's list of models."
+        )
+        self.work = subject("work.{worker}", commands.Work, "One attempt for that worker to make.")
+        self.ping = subject(
+            "ping.{worker}", msgspec.Raw, "Is that worker there? No responders means it is gone."
+        )
+        self.cancel = subject(
+            "cancel.{request}", commands.Cancel, "The caller no longer wants this request's answer."
+        )
+        self.heartbeat = subject(
+            "hb.{actor}.{id}", events.Heartbeat, "An actor lives: load, capacity, version, view."
+        )
+        self.health = subject(
+            "evt.health.{target}.{state}", events.BreakerChanged, "A target's breaker changed state."
+        )
+        self.attempt = subject(
+            "evt.attempt.{target}.{outcome}", events.AttemptFinished, "A provider call ended."
+        )
+        self.request = subject(
+            "evt.request.{tenant}.{outcome}", events.RequestFinished, "A request was answered."
+        )
+        self.alert = subject("evt.alert.{kind}", events.Alert, "Somebody should look at this.")
+        self.config = subject(
+            "evt.config.{revision}", events.ConfigChanged, "A new revision of the configuration."
+        )
+        self.probe = subject(
+            "probe.{target}.{epoch}",
+            commands.ProbeClaim,
+            "The one half-open probe of an epoch; the first to store it has it.",
+        )
+
+    @property
+    def events(self) -> str:
+        """Everything that happened."""
+        return f"{self.root}.evt.>"
+
+    def every(self) -> tuple[Subject[object], ...]:
+        """All of them, for the generated AsyncAPI document."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Subject))
+
+    def is_broadcast(self, subject: str) -> bool:
+        """True for subjects that all listeners on the bus must hear, wherever they run."""
+        return subject.startswith((f"{self.root}.evt.", f"{self.root}.hb.", f"{self.root}.cancel."))

@@ -1,0 +1,149 @@
+"""The configuration as values: frozen structs, decoded once, durations in seconds, money in nano-USD.
+
+`load.py` makes them from YAML and reports every mistake with its path and line; nothing else parses.
+"""
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+StrategyName = Literal["simple-shuffle", "least-busy"]
+Wire = Literal["openai"]
+
+NANO: Final = 1_000_000_000
+
+
+class Price(Struct, frozen=True):
+    """Nano-USD per token: 1 USD per million tokens is 1,000."""
+
+    input: int
+    output: int
+
+
+class KeyRef(Struct, frozen=True):
+    """Where a secret is: `env:NAME` or `file:PATH`. Resolved only in the actor that uses it."""
+
+    source: Literal["env", "file"]
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.name}"
+
+
+class Deployment(Struct, frozen=True):
+    """One provider's model behind a logical name."""
+
+    id: str
+    """Unique in the whole configuration; health subjects and headers use it."""
+    provider: str
+    model: str
+    """The provider's own name for it; `*` passes on what the caller named."""
+    wire: Wire
+    base_url: str
+    """Without a trailing slash; paths such as `/chat/completions` are added."""
+    api_keys: tuple[KeyRef, ...] = ()
+    """The pool; empty for hosts that want no key."""
+    weight: int = 1
+    order: int = 0
+    region: str = ""
+    pool: str = ""
+    """Only workers that serve this pool take it; empty: any worker."""
+    max_in_flight: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    context_window: int | None = None
+    max_output: int | None = None
+    price: Price | None = None
+    http2: bool = True
+    """Offer HTTP/2 in TLS's ALPN; False keeps to HTTP/1.1."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every call to this host."""
+
+
+class Timeouts(Struct, frozen=True):
+    connect_s: float = 5.0
+    first_token_s: float = 10.0
+    idle_s: float = 30.0
+    total_s: float = 60.0
+
+
+class RetryPolicy(Struct, frozen=True):
+    attempts: int = 3
+    """Calls in all, the first included."""
+    base_s: float = 0.25
+    cap_s: float = 8.0
+    budget: float = 0.2
+    """Retries allowed per request over 10 s, besides one a second."""
+
+
+class BreakerPolicy(Struct, frozen=True):
+    window_s: float = 30.0
+    min_requests: int = 10
+    failure_rate: float = 0.5
+    consecutive: int = 5
+    open_s: float = 5.0
+    open_cap_s: float = 300.0
+
+
+class Model(Struct, frozen=True):
+    """A logical model: all that an application ever sees. A name ending in `*` is a prefix match."""
+
+    name: str
+    deployments: tuple[Deployment, ...]
+    strategy: StrategyName = "simple-shuffle"
+    timeouts: Timeouts = Timeouts()
+    retry: RetryPolicy = RetryPolicy()
+    breaker: BreakerPolicy = BreakerPolicy()
+
+
+class Auth(Struct, frozen=True):
+    mode: Literal["open"] = "open"
+
+
+class Telemetry(Struct, frozen=True):
+    log: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Limits(Struct, frozen=True):
+    """Bounds on what comes from outside."""
+
+    body_bytes: int = 8 * 1024 * 1024 - 65536
+    answer_bytes: int = 8 * 1024 * 1024 - 65536
+    """Of a non-streamed provider answer, and of one streamed event."""
+    connections: int = 10_000
+    in_flight: int = 4_096
+    """Requests a router, and attempts a worker, hold at once."""
+
+
+class Config(Struct, frozen=True):
+    models: dict[str, Model]
+    """By logical name, in the file's order."""
+    auth: Auth = Auth()
+    telemetry: Telemetry = Telemetry()
+    limits: Limits = Limits()
+    simulator: bool = False
+    """True when the default configuration points at the built-in simulator."""
+
+    def model(self, name: str) -> Model | None:
+        """Exact name first, then the longest prefix pattern (`openai/*`)."""
+        found = self.models.get(name)
+        if found is not None and not found.name.endswith("*"):
+            return found
+        best: Model | None = None
+        for pattern, model in self.models.items():
+            if (
+                pattern.endswith("*")
+                and name.startswith(pattern[:-1])
+                and len(name) >= len(pattern)
+                and (best is None or len(pattern) > len(best.name))
+            ):
+                best = model
+        return best
+
+    def deployment(self, id_: str) -> Deployment | None:
+        for model in self.models.values():
+            for deployment in model.deployments:
+                if deployment.id == id_:
+                    return deployment
+        return None
