@@ -107,7 +107,7 @@ class Chunk(Struct, omit_defaults=True):
     created: int = 0
     model: str = ""
     choices: list[ChunkChoice] = msgspec.field(default_factory=list)
-    usage: Raw | None = None
+    usage: Raw | UnsetType = UNSET
 
 
 class ModelEntry(Struct, frozen=True):

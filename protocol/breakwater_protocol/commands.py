@@ -20,6 +20,8 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """`chat` or `embeddings`: whose body this is and in which shape the caller wants its answer."""
     model: str
     """The logical model."""
+    provider_model: str
+    """What the deployment's provider calls it."""
     deployment: str
     target: str
     """Whose breaker this call speaks for."""
@@ -29,6 +31,7 @@ class Work(Struct, frozen=True, omit_defaults=True):
     stream: bool = False
     include_usage: bool = False
     """The caller asked for usage on its stream; the gateway always does."""
+    connect_s: float = 5.0
     first_token_s: float = 10.0
     idle_s: float = 30.0
     total_s: float = 60.0
@@ -69,6 +72,8 @@ class Finished(Struct, frozen=True, omit_defaults=True, tag="finished", tag_fiel
     """None: the model has no known price."""
     first_token_ms: float | None = None
     duration_ms: float = 0.0
+    provider_ms: float = 0.0
+    """Spent waiting for the provider, up to the first token on streams."""
     partial: str = ""
     """Why the answer is partial, when it is."""
 

@@ -50,6 +50,8 @@ class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     outcome: str
     at: float
     epoch: int = 0
+    failure: str = ""
+    """The failure's kind; on a partial answer why it broke off."""
     against_target: bool = False
     """The breaker counts it as a failure."""
     status: int | None = None

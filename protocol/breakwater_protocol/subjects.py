@@ -116,6 +116,7 @@ class Subjects:
         if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", root):
             raise BadToken(f"the subject root must be plain tokens joined by dots, not {root!r}")
         self.root = root
+        self._broadcast = tuple(f"{root}.{kind}." for kind in ("evt", "hb", "cancel", "metrics"))
 
         def subject(rest: str, carries: type[T], summary: str) -> Subject[T]:
             return Subject(f"{root}.{rest}", carries, summary)
@@ -153,6 +154,9 @@ class Subjects:
         self.config = subject(
             "evt.config.{revision}", events.ConfigChanged, "A new revision of the configuration."
         )
+        self.metrics = subject(
+            "metrics.{group}", msgspec.Raw, "Every process of the group answers with its metrics."
+        )
         self.probe = subject(
             "probe.{target}.{epoch}",
             commands.ProbeClaim,
@@ -170,4 +174,4 @@ class Subjects:
 
     def is_broadcast(self, subject: str) -> bool:
         """True for subjects that all listeners on the bus must hear, wherever they run."""
-        return subject.startswith((f"{self.root}.evt.", f"{self.root}.hb.", f"{self.root}.cancel."))
+        return subject.startswith(self._broadcast)

@@ -60,6 +60,10 @@ class Actor(ABC):
     async def drain(self) -> None:
         """Take nothing more, finish what is in hand, flush. The supervisor bounds the time."""
 
+    async def stop(self) -> None:
+        """Leave at once: whatever is still in hand is cut and reported. Called after `drain`, always."""
+        return
+
     def on_config(self, config: Config, revision: int) -> None:
         """A new revision is live; what is in flight goes on under the old one."""
         self.config = config

@@ -10,7 +10,9 @@ belongs in a task of the actor's own group. A handler that raises is logged and 
 other message down.
 """
 
+import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -63,8 +65,114 @@ class AskTimeout(BusError):
     """No reply in time."""
 
 
+class JetStreamOff(BusUnreachable):
+    """The server is there, but JetStream is not enabled on it; the message names the mend."""
+
+
 class WrongRevision(BusError):
     """A compare-and-set lost: the key has another revision, or exists already."""
+
+
+SUBJECT_MAX: Final = 3_000
+"""Longest subject in bytes: the server reads at most 4,096 of a command, reply subject included."""
+CONTROL_MAX: Final = 3_900
+"""Longest subject and reply together, in bytes; the rest of the 4,096 is for verb and sizes."""
+
+# The server takes `a..b` and `x.*` from a publisher without a word; they then reach nobody, or
+# everybody. Surrogates cannot be encoded.
+_PLAIN: Final = r"[^\s.*>\x00-\x1f\x7f\ud800-\udfff]+"
+_SUBJECT: Final = re.compile(rf"{_PLAIN}(?:\.{_PLAIN})*")
+_PATTERN: Final = re.compile(rf"(?:(?:{_PLAIN}|\*)\.)*(?:{_PLAIN}|\*|>)")
+_QUEUE: Final = re.compile(r"[^\s\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+_HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
+_UNSAFE: Final = re.compile(r"[\r\n\x00\ud800-\udfff]")
+
+
+@lru_cache(maxsize=16_384)
+def check_subject(subject: str) -> int:
+    """The subject's bytes. Raises `BusError` if it cannot be published to."""
+    if len(subject) > SUBJECT_MAX or not _SUBJECT.fullmatch(subject):
+        raise BusError(f"not a subject to publish to: {subject[:80]!r}")
+    length = len(subject.encode())
+    if length > SUBJECT_MAX:
+        raise BusError(f"a subject may have {SUBJECT_MAX} bytes, this one has {length}")
+    return length
+
+
+def can_publish_to(reply: str) -> bool:
+    """For reply subjects of strangers: what `check_subject` says, remembered by nobody."""
+    return len(reply) <= SUBJECT_MAX and _SUBJECT.fullmatch(reply) is not None
+
+
+def check_pattern(pattern: str, queue: str = "") -> None:
+    """Raises `BusError` if it cannot be subscribed to; `*` and `>` are wildcards."""
+    if len(pattern.encode(errors="replace")) > SUBJECT_MAX or not _PATTERN.fullmatch(pattern):
+        raise BusError(f"not a subject to subscribe to: {pattern[:80]!r}")
+    if queue and not _QUEUE.fullmatch(queue):
+        raise BusError(f"not a name for a queue group: {queue[:80]!r}")
+
+
+def check_reply(subject: str, reply: str) -> None:
+    """Raises `BusError` if the two cannot stand in one command."""
+    length = check_subject(subject)
+    if reply:
+        if not can_publish_to(reply):
+            raise BusError(f"not a subject to reply to: {reply[:80]!r}")
+        length += len(reply if reply.isascii() else reply.encode())
+    if length > CONTROL_MAX:
+        raise BusError(f"subject and reply may have {CONTROL_MAX} bytes, these have {length}")
+
+
+@lru_cache(maxsize=1_024)
+def _check_header_name(name: str) -> int:
+    if not _HEADER.fullmatch(name):
+        raise BusError(f"not a header name: {name[:80]!r}")
+    return len(name)
+
+
+def headers_size(headers: Mapping[str, str]) -> int:
+    """Bytes that the headers take in a message. Raises `BusError` on what cannot be sent as one."""
+    if not headers:
+        return 0
+    size = 12  # "NATS/1.0" and two line ends
+    for name, value in headers.items():
+        if _UNSAFE.search(value):
+            raise BusError(f"a header value may not contain line ends or NUL: {name[:80]}")
+        size += _check_header_name(name) + len(value if value.isascii() else value.encode()) + 4
+    return size
+
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_KEY: Final = re.compile(r"[A-Za-z0-9_=/-]+(?:\.[A-Za-z0-9_=/-]+)*")
+CLAIM_TTL_MAX_S: Final = 86_400.0
+
+
+def check_key(key: str) -> None:
+    """Raises `BusError` if it cannot be a key of a bucket."""
+    if len(key) > SUBJECT_MAX - 200 or not _KEY.fullmatch(key):
+        raise BusError(f"not a key: {key[:80]!r}")
+
+
+def check_ttl(ttl_s: int | None) -> None:
+    """Raises `BusError` on a TTL that the server would refuse: it counts whole seconds from 1."""
+    if ttl_s is not None and (ttl_s < 1 or ttl_s != int(ttl_s)):
+        raise BusError(f"a TTL is a whole number of seconds from 1, not {ttl_s}")
+
+
+def check_bucket(bucket: str, history: int, ttl_s: int | None) -> None:
+    """Raises `BusError` on a bucket that the server would refuse."""
+    if not _BUCKET.fullmatch(bucket):
+        raise BusError(f"not a name for a bucket: {bucket[:80]!r}")
+    if not 1 <= history <= 64:
+        raise BusError(f"a bucket keeps 1 to 64 revisions of a key, not {history}")
+    check_ttl(ttl_s)
+
+
+def check_claim(subject: str, ttl_s: float) -> None:
+    """Raises `BusError` on what cannot be claimed."""
+    check_subject(subject)
+    if not 0 < ttl_s <= CLAIM_TTL_MAX_S:
+        raise BusError(f"a claim lasts up to {CLAIM_TTL_MAX_S:g} s, not {ttl_s}")
 
 
 class Entry(Struct, frozen=True):
@@ -128,8 +236,20 @@ class Store(Protocol):
 class Bus(Protocol):
     name: str
     """`<actor>/<id>` or the process's; also the connection's name."""
-    max_message: int
-    """Bytes of headers and payload together that a message may have."""
+
+    @property
+    def max_message(self) -> int:
+        """Bytes of headers and payload together that a message may have."""
+        ...
+
+    @property
+    def handler_failures(self) -> int:
+        """How many times a handler raised."""
+        ...
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Called after each time the connection came back; what was sent meanwhile is lost."""
+        ...
 
     @property
     def connected(self) -> bool: ...
@@ -178,7 +298,8 @@ class Bus(Protocol):
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
         """True for exactly one caller per subject in the whole cluster, until it expires.
 
-        The engine elects: a memory stream that refuses a second message on a subject.
+        The engine elects: a memory stream that refuses a second message on a subject. On NATS a
+        claim lasts whole seconds, rounded up.
         """
         ...
 

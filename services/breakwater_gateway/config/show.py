@@ -1,0 +1,107 @@
+"""The effective configuration as data and as YAML that loads again: every default filled in, no secret."""
+
+from decimal import Decimal
+from typing import Final
+
+import yaml
+
+from breakwater_gateway.config.catalogue import CATALOGUE
+from breakwater_gateway.config.kinds import format_duration
+from breakwater_gateway.config.model import Config, Deployment, Model, Price
+
+_DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+Plain = dict[str, object]
+
+
+def effective(config: Config) -> Plain:
+    """The shape of `breakwater.yaml`. Deployments say everything themselves; of providers only those
+    outside the catalogue are named, for the file to load again."""
+    data: Plain = {"models": {name: _model(model) for name, model in config.models.items()}}
+    providers: Plain = {}
+    for model in config.models.values():
+        for each in model.deployments:
+            if each.provider not in CATALOGUE:
+                providers.setdefault(each.provider, {"wire": each.wire, "base_url": each.base_url})
+    if providers:
+        data["providers"] = providers
+    data["auth"] = {"mode": config.auth.mode}
+    data["telemetry"] = {"log": config.telemetry.log, "level": config.telemetry.level}
+    limits = config.limits
+    data["limits"] = {
+        "body_bytes": limits.body_bytes,
+        "answer_bytes": limits.answer_bytes,
+        "connections": limits.connections,
+        "in_flight": limits.in_flight,
+    }
+    return data
+
+
+def to_yaml(config: Config) -> str:
+    """`load_text` reads it back as the same configuration, `simulator` aside."""
+    text: str = yaml.dump(
+        effective(config), Dumper=_DUMPER, sort_keys=False, default_flow_style=False, width=10**6
+    )
+    return text
+
+
+def _model(model: Model) -> Plain:
+    timeouts, retry, breaker = model.timeouts, model.retry, model.breaker
+    return {
+        "strategy": model.strategy,
+        "deployments": [_deployment(each) for each in model.deployments],
+        "timeouts": {
+            "connect": format_duration(timeouts.connect_s),
+            "ttft": format_duration(timeouts.first_token_s),
+            "idle": format_duration(timeouts.idle_s),
+            "total": format_duration(timeouts.total_s),
+        },
+        "retry": {
+            "attempts": retry.attempts,
+            "base": format_duration(retry.base_s),
+            "cap": format_duration(retry.cap_s),
+            "budget": retry.budget,
+        },
+        "breaker": {
+            "window": format_duration(breaker.window_s),
+            "min_requests": breaker.min_requests,
+            "failure_rate": breaker.failure_rate,
+            "consecutive": breaker.consecutive,
+            "open": format_duration(breaker.open_s),
+            "open_cap": format_duration(breaker.open_cap_s),
+        },
+    }
+
+
+def _deployment(deployment: Deployment) -> Plain:
+    optional: Plain = {
+        "region": deployment.region or None,
+        "pool": deployment.pool or None,
+        "max_in_flight": deployment.max_in_flight,
+        "rpm": deployment.rpm,
+        "tpm": deployment.tpm,
+        "context_window": deployment.context_window,
+        "max_output": deployment.max_output,
+        "price": None if deployment.price is None else _price(deployment.price),
+        "headers": dict(deployment.headers) or None,
+    }
+    return {
+        "model": f"{deployment.provider}/{deployment.model}",
+        "id": deployment.id,
+        "base_url": deployment.base_url,
+        "api_key": [str(ref) for ref in deployment.api_keys],
+        "weight": deployment.weight,
+        "order": deployment.order,
+        **{name: value for name, value in optional.items() if value is not None},
+        "http2": deployment.http2,
+    }
+
+
+def _price(price: Price) -> Plain:
+    return {"input": _usd_per_million(price.input), "output": _usd_per_million(price.output)}
+
+
+def _usd_per_million(nano: int) -> int | float:
+    """Exact on the way back: a float's shortest text has the three decimals that were read."""
+    value = Decimal(nano) / 1000
+    return int(value) if value == value.to_integral_value() else float(value)

@@ -1,0 +1,358 @@
+"""Edge: HTTP in, bus out, streams back. It decides nothing: every call becomes the same message that any
+NATS client may publish, and every reply becomes HTTP.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import ClassVar, Final
+from urllib.parse import unquote
+
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Struct
+
+from breakwater_gateway.edge import openai_api as api
+from breakwater_gateway.router.options import read_duration
+from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.bus import (
+    BusClosed,
+    BusError,
+    Inbox,
+    Message,
+    MessageTooLarge,
+)
+from breakwater_gateway.runtime.http_server import (
+    HttpLimits,
+    HttpRequest,
+    HttpServer,
+    Responder,
+)
+from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.chat import ModelList
+from breakwater_protocol.commands import Cancel
+from breakwater_protocol.subjects import Subject
+
+_SWEEP_S: Final = 1.0
+_ROUTER_GRACE_S: Final = 3.0
+"""How long after its own deadline a request waits for the router's word before the edge gives up."""
+
+TENANT: Final = "default"
+"""Of every caller while `auth: open`; keys that name a tenant come with identity."""
+
+ID_MAX: Final = 128
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_models = msgspec.json.Decoder(ModelList)
+
+
+class _Call:
+    """One HTTP request that waits for its answer on the bus."""
+
+    __slots__ = ("attempt", "give_up_at", "inbox", "next_seq", "request_id", "responder", "started")
+
+    def __init__(self, responder: Responder, request_id: str, give_up_at: float) -> None:
+        self.responder = responder
+        self.request_id = request_id
+        self.give_up_at = give_up_at
+        self.inbox: Inbox | None = None
+        self.started = False
+        self.attempt = ""
+        self.next_seq = 0
+
+
+class Listen(Struct, frozen=True):
+    """Where the edge serves HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = 4100
+    reuse_port: bool = False
+
+
+class Edge(Actor):
+    kind: ClassVar[str] = "edge"
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        listen: Listen,
+        readiness: Callable[[], dict[str, str]],
+        metrics_text: Callable[[], Awaitable[bytes]],
+    ) -> None:
+        """`readiness`: why this process cannot serve, by part; empty when it can."""
+        super().__init__(context)
+        self._listen = listen
+        self._readiness = readiness
+        self._metrics_text = metrics_text
+        self._server: HttpServer | None = None
+        self._calls: set[_Call] = set()
+        self._tasks = TaskSet(context.log)
+        self._inflight = context.metrics.gauge("breakwater_inflight", actor=self.kind)
+        self._sweep_at: float = 0.0
+
+    # ------------------------------------------------------------ life
+
+    async def start(self, tasks: TaskGroup) -> None:
+        del tasks
+        self._server = HttpServer(
+            self._serve,
+            refuse=self._refuse,
+            limits=HttpLimits(
+                body_bytes=self.config.limits.body_bytes,
+                connections=self.config.limits.connections,
+            ),
+            log=self.context.log,
+        )
+        await self._server.start(
+            self._listen.host, self._listen.port, reuse_port=self._listen.reuse_port
+        )
+        self._sweep()
+
+    async def drain(self) -> None:
+        self.draining = True
+        if self._server is not None:
+            await self._server.drain(self.longest_s() + _ROUTER_GRACE_S)
+        await self._tasks.join()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+        await self._tasks.cancel()
+
+    def load(self) -> Load:
+        return Load(capacity=self.config.limits.connections, in_flight=len(self._calls))
+
+    def longest_s(self) -> float:
+        """The longest total timeout that any model is configured with."""
+        return max((m.timeouts.total_s for m in self.config.models.values()), default=60.0)
+
+    # ------------------------------------------------------------ HTTP in
+
+    def _refuse(self, status: int, message: str, responder: Responder) -> None:
+        """The server's own refusals (malformed, too large, too many) in OpenAI's shape."""
+        if status == 413:
+            failure: f.Failure = f.PayloadTooLarge(message)
+        elif status >= 500:
+            failure = f.Overloaded(message)
+        else:
+            failure = f.InvalidRequest(message)
+        _, headers, body = api.error_answer(failure)
+        responder.respond(status, headers, body)
+
+    def _serve(self, request: HttpRequest, responder: Responder) -> None:
+        subjects = self.context.subjects
+        match request.method, request.path:
+            case "POST", "/v1/chat/completions" | "/chat/completions":
+                self._ask(subjects.chat, request, responder)
+            case "POST", "/v1/embeddings" | "/embeddings":
+                self._ask(subjects.embeddings, request, responder)
+            case "GET" | "HEAD", "/v1/models" | "/models":
+                self._tasks.spawn(self._list_models(responder, ""))
+            case "GET" | "HEAD", path if path.startswith("/v1/models/"):
+                self._tasks.spawn(self._list_models(responder, path.removeprefix("/v1/models/")))
+            case "GET" | "HEAD", "/healthz":
+                responder.respond(200, (api.JSON,), b'{"status":"ok"}')
+            case "GET" | "HEAD", "/readyz":
+                self._ready_answer(responder)
+            case "GET" | "HEAD", "/metrics":
+                self._tasks.spawn(self._metrics_answer(responder))
+            case _, path if path in _PATHS:
+                allowed = _PATHS[path]
+                _, headers, body = api.error_answer(
+                    f.InvalidRequest(f"{path} takes {allowed}, not {request.method[:16]}")
+                )
+                responder.respond(405, [*headers, ("allow", allowed)], body)
+            case _:
+                _, headers, body = api.error_answer(
+                    f.InvalidRequest(
+                        f"there is no {request.path[:200]} here: try /v1/chat/completions, "
+                        "/v1/embeddings or /v1/models"
+                    )
+                )
+                responder.respond(404, headers, body)
+
+    def _ask(
+        self, subject: Subject[msgspec.Raw], request: HttpRequest, responder: Responder
+    ) -> None:
+        headers = api.bus_headers(request.headers)
+        request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
+        if len(request_id) > ID_MAX:
+            _, refused, body = api.error_answer(
+                f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")
+            )
+            responder.respond(400, refused, body)
+            return
+        call = _Call(
+            responder,
+            request_id,
+            self.context.clock.now() + self._patience(headers) + _ROUTER_GRACE_S,
+        )
+        call.inbox = self.context.bus.open_inbox(partial(self._on_answer, call))
+        self._calls.add(call)
+        self._inflight.set(len(self._calls))
+        responder.on_close = partial(self._on_client_gone, call)
+        try:
+            self.context.bus.publish(
+                subject.at(TENANT), request.body, reply=call.inbox.subject, headers=headers
+            )
+        except MessageTooLarge as error:
+            self._fail(call, f.PayloadTooLarge(f"{error}: send a smaller body"))
+        except BusError as error:
+            self.context.log.warning("bus_unavailable", error=repr(error))
+            self._fail(call, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
+            if isinstance(error, BusClosed):
+                raise
+
+    def _patience(self, headers: dict[str, str]) -> float:
+        asked = read_duration(headers.get(h.TIMEOUT, ""))
+        return self.longest_s() if asked is None else min(asked, 3600.0)
+
+    # ------------------------------------------------------------ bus back
+
+    def _on_answer(self, call: _Call, message: Message) -> None:
+        if call not in self._calls:
+            return
+        if message.no_responders:
+            self._fail(
+                call,
+                f.Overloaded(
+                    "no router is running: start one with `breakwater run router`",
+                    retry_after_s=1.0,
+                ),
+            )
+            return
+        if h.SEQ in message.headers or h.END in message.headers:
+            self._on_stream(call, message)
+            return
+        if call.started:
+            # An error after the stream began: the router's word on a worker that is gone.
+            call.responder.write(b"data: " + message.data + b"\n\n")
+            call.responder.end()
+        else:
+            call.responder.respond(
+                api.status_of(message.headers),
+                [api.JSON, *api.http_headers(message.headers)],
+                message.data,
+            )
+        self._end(call)
+
+    def _on_stream(self, call: _Call, message: Message) -> None:
+        headers, responder = message.headers, call.responder
+        attempt = headers.get(h.ATTEMPT, "1")
+        seq = headers.get(h.SEQ)
+        if not call.started:
+            if seq is not None and seq != "0":
+                return  # of an attempt whose beginning never reached us
+            call.started = True
+            call.attempt = attempt
+            responder.start(200, [*api.SSE_HEADERS, *api.http_headers(headers)])
+        elif attempt != call.attempt and h.END not in headers:
+            return
+        if seq is not None and attempt == call.attempt:
+            if seq != str(call.next_seq):
+                self._cut(call, "gap")
+                return
+            call.next_seq += 1
+        if message.data:
+            responder.write(api.sse_events(message.data))
+        if h.END in headers:
+            responder.write(api.sse_end(headers))
+            responder.end()
+            self._end(call)
+
+    def _cut(self, call: _Call, reason: str) -> None:
+        """A stream that cannot go on honestly: say so in the stream, and stop the worker."""
+        self.context.log.warning("stream_cut", request=call.request_id, reason=reason)
+        call.responder.write(
+            api.sse_end({h.END: "partial", h.PARTIAL: reason, h.REQUEST_ID: call.request_id})
+        )
+        call.responder.end()
+        self._cancel(call, reason)
+        self._end(call)
+
+    def _fail(self, call: _Call, failure: f.Failure) -> None:
+        status, headers, body = api.error_answer(failure, {h.REQUEST_ID: call.request_id})
+        call.responder.respond(status, headers, body)
+        self._end(call)
+
+    def _on_client_gone(self, call: _Call) -> None:
+        if call in self._calls:
+            self._cancel(call, "caller_gone")
+            self._end(call)
+
+    def _cancel(self, call: _Call, reason: str) -> None:
+        subject = self.context.subjects.cancel
+        try:
+            self.context.bus.publish(
+                subject.at(call.request_id), subject.encode(Cancel(call.request_id, reason))
+            )
+        except BusError as error:
+            self.context.log.warning("cancel_not_sent", request=call.request_id, error=repr(error))
+
+    def _end(self, call: _Call) -> None:
+        call.responder.on_close = None
+        if call.inbox is not None:
+            call.inbox.close()
+        self._calls.discard(call)
+        self._inflight.set(len(self._calls))
+
+    def _sweep(self) -> None:
+        """One timer for all calls: a router that died took its word with it."""
+        now = self.context.clock.now()
+        for call in [c for c in self._calls if now >= c.give_up_at]:
+            self._cancel(call, "no_answer")
+            if call.started:
+                self._cut(call, "total_timeout")
+            else:
+                self._fail(call, f.TotalTimeout("no answer came before the deadline"))
+        if not self.draining or self._calls:
+            self.context.clock.call_at(now + _SWEEP_S, self._sweep)
+
+    # ------------------------------------------------------------ small answers
+
+    async def _list_models(self, responder: Responder, wanted: str) -> None:
+        try:
+            reply = await self.context.bus.ask(
+                self.context.subjects.models.at(TENANT), b"", timeout_s=5.0
+            )
+        except BusError:
+            status, headers, body = api.error_answer(
+                f.Overloaded("no router answered: start one with `breakwater run router`")
+            )
+            responder.respond(status, headers, body)
+            return
+        if not wanted:
+            responder.respond(api.status_of(reply.headers), (api.JSON,), reply.data)
+            return
+        name = unquote(wanted)
+        for entry in _models.decode(reply.data).data:
+            if entry.id == name:
+                responder.respond(200, (api.JSON,), msgspec.json.encode(entry))
+                return
+        status, headers, body = api.error_answer(
+            f.UnknownModel(f"there is no model {name[:200]!r}: GET /v1/models lists them")
+        )
+        responder.respond(status, headers, body)
+
+    def _ready_answer(self, responder: Responder) -> None:
+        reasons = self._readiness()
+        if self.draining:
+            reasons = {**reasons, "edge": "draining"}
+        body = msgspec.json.encode({"ready": not reasons, "waiting_for": reasons})
+        responder.respond(503 if reasons else 200, (api.JSON,), body)
+
+    async def _metrics_answer(self, responder: Responder) -> None:
+        responder.respond(200, (("content-type", METRICS_TYPE),), await self._metrics_text())
+
+
+_PATHS: Final = {
+    "/v1/chat/completions": "POST",
+    "/v1/embeddings": "POST",
+    "/v1/models": "GET",
+    "/healthz": "GET",
+    "/readyz": "GET",
+    "/metrics": "GET",
+}

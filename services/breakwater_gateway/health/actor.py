@@ -1,0 +1,483 @@
+"""Health: owns the breakers of all targets, and publishes their changes.
+
+Any number of instances hear every attempt; the one that holds the lease decides and publishes, the
+others only keep their evidence warm and follow what it publishes. A change is a core event at once and
+the last value in the bucket `bw_health` soon after, for newcomers and for the next leader. No request
+ever waits for this actor: with it gone, routers act on the last states they know.
+"""
+
+import asyncio
+from typing import ClassVar, Final
+
+import msgspec
+from anyio.abc import TaskGroup
+
+from breakwater_gateway.config.model import Config, Model
+from breakwater_gateway.health.breaker import PROBE_GRACE_S, Breaker, Change, judge
+from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.bus import (
+    Bus,
+    BusClosed,
+    BusError,
+    Message,
+    Store,
+    Subscription,
+    WrongRevision,
+)
+from breakwater_gateway.runtime.clock import Clock
+from breakwater_protocol.cloudevents import headers_for
+from breakwater_protocol.events import BreakerChanged, BreakerState
+from breakwater_protocol.subjects import BadToken, decode_token, encode_token
+from breakwater_protocol.views import BreakerBoard
+
+HEALTH_BUCKET: Final = "bw_health"
+LEASE_BUCKET: Final = "bw_lease"
+LEASE_KEY: Final = "health"
+
+LEASE_S: Final = 2
+"""A dead leader is replaced within this and a renewal's interval; whole seconds, as TTLs of KV are."""
+LEASE_MARGIN_S: Final = 0.2
+"""A leader stops this much before its lease ends, so that two never publish at once."""
+RENEW_S: Final = 0.6
+RENEW_CALL_S: Final = 0.5
+RENEW_RETRY_S: Final = 0.1
+"""One renewal may time out, and the next still comes before the lease ends."""
+CALL_S: Final = 1.5
+"""Any other call to the store that takes longer has failed."""
+KEEP_RETRY_S: Final = 0.5
+DRAIN_S: Final = 2.0
+
+_STATES: Final[tuple[BreakerState, ...]] = ("closed", "open", "half_open")
+_VALUE: Final = msgspec.json.Decoder(BreakerChanged)
+
+
+class Health(Actor):
+    kind: ClassVar[str] = "health"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._board = BreakerBoard()
+        self._breakers: dict[str, Breaker] = {}
+        self._lease = _Lease(context.bus, context.clock, context.id)
+        self._leading = False
+        self._timer: asyncio.TimerHandle | None = None
+        # Targets whose last value in the bucket is not what the board says.
+        self._unkept: dict[str, None] = {}
+        self._unkept_some = asyncio.Event()
+        self._revisions: dict[str, int] = {}
+        self._store: Store | None = None
+        self._subscriptions: list[Subscription] = []
+        self._bad_events = 0
+        self._serves = False
+        self._cover(context.config)
+
+    async def start(self, tasks: TaskGroup) -> None:
+        bus, subjects = self.context.bus, self.context.subjects
+        self._subscriptions = [
+            await bus.subscribe(subjects.health.any(), self._on_health),
+            await bus.subscribe(subjects.attempt.any(), self._on_attempt),
+        ]
+        await self._campaign()
+        tasks.start_soon(self._lead)
+        tasks.start_soon(self._keep)
+        self._serves = True
+
+    async def drain(self) -> None:
+        """Hand over at once: what is unkept is kept, the lease is given back."""
+        self.draining = True
+        for subscription in self._subscriptions:
+            await subscription.drain()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._unkept and self._leads():
+                    await self._keep_one()
+                await self._lease.release()
+        except (BusError, TimeoutError) as error:
+            # The lease runs out by itself, and the next leader heard the events.
+            self.context.log.warning("health_handover_failed", error=repr(error))
+        self._follow("drained")
+        self._unkept_some.set()
+
+    async def stop(self) -> None:
+        self.draining = True
+        self._follow("stopped")
+        self._unkept_some.set()
+
+    def on_config(self, config: Config, revision: int) -> None:
+        super().on_config(config, revision)
+        self._cover(config)
+
+    def load(self) -> Load:
+        return Load(view_hash=self._board.hash())
+
+    def ready(self) -> str:
+        return "" if self._serves else "subscribing to attempts"
+
+    # What it hears.
+
+    def _on_attempt(self, message: Message) -> None:
+        try:
+            event = self.context.subjects.attempt.decode(message.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._bad_event(message, error)
+            return
+        breaker = self._breakers.get(event.target)
+        if breaker is None:
+            return  # an attempt under a configuration that is gone, or not here yet
+        now, result = self.context.clock.now(), judge(event)
+        if not self._leads():
+            breaker.observe(result, now)
+            return
+        if result.epoch > breaker.epoch:
+            change = breaker.catch_up(result.epoch)
+        else:
+            change = breaker.record(result, now, self.context.clock.draw())
+        if change is not None:
+            self._publish(event.target, change)
+            self._arm()
+
+    def _on_health(self, message: Message) -> None:
+        try:
+            changed = self.context.subjects.health.decode(message.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._bad_event(message, error)
+            return
+        if self._adopt(changed) and self._leads():
+            self._arm()
+
+    def _bad_event(self, message: Message, error: Exception) -> None:
+        self._bad_events += 1
+        if self._bad_events & (self._bad_events - 1) == 0:  # the 1st, 2nd, 4th, …: no flood
+            self.context.log.warning(
+                "bad_event",
+                subject=message.subject[:200],
+                error=str(error)[:200],
+                count=self._bad_events,
+            )
+
+    # What it decides.
+
+    def _cover(self, config: Config) -> None:
+        """One breaker for each deployment of the configuration, and none besides."""
+        now = self.context.clock.now()
+        targets: dict[str, Model] = {
+            deployment.id: model
+            for model in config.models.values()
+            for deployment in model.deployments
+        }
+        for target, model in targets.items():
+            probe_s = model.timeouts.total_s + PROBE_GRACE_S
+            slow_s = model.timeouts.first_token_s
+            breaker = self._breakers.get(target)
+            if breaker is None:
+                self._breakers[target] = Breaker(
+                    model.breaker, now=now, probe_s=probe_s, slow_s=slow_s
+                )
+                self._show(target, "closed")
+            else:
+                breaker.retune(model.breaker, probe_s=probe_s, slow_s=slow_s)
+        for target in [known for known in self._breakers if known not in targets]:
+            del self._breakers[target]
+            self._board.remove(target)
+            self._show(target, None)
+            self._unkept_now(target)
+        self._arm()
+
+    def _wake(self) -> None:
+        self._timer = None
+        if not self._leads():
+            return
+        now = self.context.clock.now()
+        for target, breaker in self._breakers.items():
+            change = breaker.tick(now)
+            if change is not None:
+                self._publish(target, change)
+        self._arm()
+
+    def _arm(self) -> None:
+        """One timer serves all breakers: it rings when the first of them wants to be told the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._leading:
+            return
+        first = min(
+            (at for breaker in self._breakers.values() if (at := breaker.wake_at()) is not None),
+            default=None,
+        )
+        if first is not None:
+            self._timer = self.context.clock.call_at(first, self._wake)
+
+    def _publish(self, target: str, change: Change) -> None:
+        context = self.context
+        at = context.clock.wall()
+        until = at + change.until - context.clock.now() if change.state == "open" else 0.0
+        changed = BreakerChanged(
+            target=target,
+            state=change.state,
+            cause=change.cause,
+            evidence=change.evidence,
+            until=until,
+            epoch=change.epoch,
+            previous=change.previous,
+            at=at,
+        )
+        self._board.fold(changed)
+        self._unkept_now(target)
+        self._show(target, change.state)
+        context.metrics.counter(
+            "breakwater_breaker_transitions_total", deployment=target, state=change.state
+        ).add()
+        context.log.info(
+            "breaker_changed",
+            target=target,
+            state=change.state,
+            previous=change.previous,
+            cause=change.cause,
+            epoch=change.epoch,
+            until=until,
+            window=change.evidence.window,
+            failures=change.evidence.failures,
+            consecutive=change.evidence.consecutive,
+        )
+        try:
+            context.bus.publish(
+                context.subjects.health.at(target, change.state),
+                context.subjects.health.encode(changed),
+                headers=headers_for(
+                    BreakerChanged,
+                    f"{self.kind}/{context.id}",
+                    at,
+                    f"{context.id}.{encode_token(target)}.{change.epoch}",
+                ),
+            )
+        except BusError as error:
+            # The bucket has the change as soon as the server is back, and heartbeats show who missed it.
+            context.log.warning("breaker_event_lost", target=target, error=repr(error))
+
+    def _adopt(self, changed: BreakerChanged) -> bool:
+        """Follow what a leader published; wall times become what is left of them."""
+        breaker = self._breakers.get(changed.target)
+        if breaker is None:
+            return False
+        opened = changed.state == "open"
+        adopted = breaker.adopt(
+            state=changed.state,
+            epoch=changed.epoch,
+            cause=changed.cause,
+            open_for_s=changed.until - changed.at if opened else 0.0,
+            left_s=changed.until - self.context.clock.wall() if opened else 0.0,
+            now=self.context.clock.now(),
+        )
+        if adopted:
+            self._board.fold(changed)
+            self._show(changed.target, changed.state)
+        return adopted
+
+    def _show(self, target: str, state: BreakerState | None) -> None:
+        for each in _STATES:
+            gauge = self.context.metrics.gauge(
+                "breakwater_breaker_state", deployment=target, state=each
+            )
+            gauge.set(1 if each == state else 0)
+
+    # Who decides.
+
+    def _leads(self) -> bool:
+        return self._leading and self._lease.held()
+
+    async def _lead(self) -> None:
+        pause_s = RENEW_S
+        while True:
+            await asyncio.sleep(pause_s)
+            if self.draining:
+                return
+            pause_s = RENEW_S if await self._campaign() else RENEW_RETRY_S
+
+    async def _campaign(self) -> bool:
+        """Renew the lease or try for it; a new leader first reads what the last one kept.
+
+        False: the store did not answer, so who leads is not known.
+        """
+        if not self._lease.held():
+            self._follow("lease lapsed")
+        try:
+            if not await self._lease.hold():
+                self._follow("lease lost")
+            elif not self._leading:
+                await self._take_over()
+        except BusClosed:
+            raise
+        except (BusError, TimeoutError) as error:
+            if not self._lease.held():
+                self._follow("lease lost")
+            self.context.log.warning("health_lease_failed", error=repr(error))
+            return False
+        return True
+
+    async def _take_over(self) -> None:
+        self._unkept.clear()
+        self._revisions.clear()
+        async with asyncio.timeout(CALL_S):
+            store = await self._bucket()
+            keys = await store.keys()
+        kept: set[str] = set()
+        for key in keys:
+            async with asyncio.timeout(CALL_S):
+                target = await self._read_kept(store, key)
+            if target is not None:
+                kept.add(target)
+        for target, breaker in self._breakers.items():
+            # Heard of as a follower, but its leader died before it was kept.
+            if breaker.epoch and target not in kept:
+                self._unkept_now(target)
+        if self.draining or not self._lease.held():
+            return
+        self._leading = True
+        self.context.log.info("health_leads", targets=len(self._breakers), kept=len(kept))
+        now = self.context.clock.now()
+        for target, breaker in self._breakers.items():
+            change = breaker.decide(now, self.context.clock.draw())
+            if change is not None:
+                self._publish(target, change)
+        self._arm()
+
+    async def _read_kept(self, store: Store, key: str) -> str | None:
+        """The target whose present state this key holds; None when it has to be written, or is not ours."""
+        try:
+            target = decode_token(key)
+        except BadToken:
+            self.context.log.warning("health_key_ignored", key=key[:200])
+            return None
+        if target not in self._breakers:
+            await store.delete(key)
+            return None
+        entry = await store.get(key)
+        if entry is None or entry.value is None:
+            return None
+        self._revisions[target] = entry.revision
+        try:
+            changed = _VALUE.decode(entry.value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.context.log.warning("health_value_ignored", key=key[:200], error=str(error)[:200])
+            return None
+        if changed.target != target:
+            return None
+        self._adopt(changed)
+        return target if changed.epoch == self._breakers[target].epoch else None
+
+    def _follow(self, why: str) -> None:
+        """Stop deciding."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._leading:
+            self._leading = False
+            self.context.log.info("health_follows", why=why)
+        self._unkept.clear()
+        self._revisions.clear()
+
+    # What it keeps.
+
+    def _unkept_now(self, target: str) -> None:
+        self._unkept[target] = None
+        self._unkept_some.set()
+
+    async def _keep(self) -> None:
+        """Bring the bucket up to the board, one target at a time, the latest value only."""
+        while not self.draining:
+            await self._unkept_some.wait()
+            self._unkept_some.clear()
+            while self._unkept and self._leads():
+                try:
+                    async with asyncio.timeout(CALL_S):
+                        await self._keep_one()
+                except BusClosed:
+                    raise
+                except (BusError, TimeoutError) as error:
+                    self.context.log.warning("breaker_not_kept", error=repr(error))
+                    await asyncio.sleep(KEEP_RETRY_S)
+
+    async def _keep_one(self) -> None:
+        target = next(iter(self._unkept))
+        store = await self._bucket()
+        key = encode_token(target)
+        changed = self._board.last(target)
+        if changed is None:
+            await store.delete(key)
+            self._revisions.pop(target, None)
+        else:
+            value = self.context.subjects.health.encode(changed)
+            revision = self._revisions.get(target)
+            try:
+                if revision is None:
+                    self._revisions[target] = await store.create(key, value)
+                else:
+                    self._revisions[target] = await store.update(key, value, revision=revision)
+            except WrongRevision:
+                # Written by another leader, or by us without our hearing so. The later epoch stays.
+                self._revisions.pop(target, None)
+                if await self._read_kept(store, key) is None:
+                    return
+        if self._board.last(target) is changed:
+            self._unkept.pop(target, None)
+
+    async def _bucket(self) -> Store:
+        if self._store is None:
+            self._store = await self.context.bus.store(HEALTH_BUCKET)
+        return self._store
+
+
+class _Lease:
+    """The right to decide, by a key with a short life in `bw_lease`. At most one holder at a time."""
+
+    def __init__(self, bus: Bus, clock: Clock, holder: str) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._holder = holder.encode()
+        self._store: Store | None = None
+        self._revision: int | None = None
+        self._until = 0.0
+
+    def held(self) -> bool:
+        return self._clock.now() < self._until
+
+    async def hold(self) -> bool:
+        """Renew it, or take it if it is free. Raises `BusError` or `TimeoutError` when that is not known."""
+        # A renewal must leave time for another; whoever has nothing to lose may wait for a slow disk.
+        async with asyncio.timeout(RENEW_CALL_S if self.held() else CALL_S):
+            store = await self._bucket()
+            for _ in range(2):
+                # Its life begins when the server takes it, so not before now.
+                asked_at = self._clock.now()
+                try:
+                    if self._revision is None:
+                        self._revision = await store.create(LEASE_KEY, self._holder, ttl_s=LEASE_S)
+                    else:
+                        self._revision = await store.update(
+                            LEASE_KEY, self._holder, revision=self._revision, ttl_s=LEASE_S
+                        )
+                except WrongRevision:
+                    entry = await store.get(LEASE_KEY)
+                    if entry is None or entry.value != self._holder:
+                        self._revision = None
+                        self._until = 0.0
+                        break
+                    # A renewal of ours that was never confirmed, or an earlier life under this name.
+                    self._revision = entry.revision
+                else:
+                    self._until = asked_at + LEASE_S - LEASE_MARGIN_S
+                    break
+        return self.held()
+
+    async def release(self) -> None:
+        if self._revision is not None and self.held():
+            self._until = 0.0
+            self._revision = None
+            store = await self._bucket()
+            await store.delete(LEASE_KEY)
+
+    async def _bucket(self) -> Store:
+        if self._store is None:
+            self._store = await self._bus.store(LEASE_BUCKET)
+        return self._store

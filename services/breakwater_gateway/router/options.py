@@ -1,0 +1,120 @@
+"""What a caller asks for in headers, read once and bounded.
+
+A header that is a promise is honoured or refused, never ignored: an unknown `breakwater-` header, or one
+this version does not serve, is an invalid request that says so.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+
+VALUE_MAX: Final = 512
+PROPERTIES_MAX: Final = 32
+TIMEOUT_MAX_S: Final = 3600.0
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_PROPERTY: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)?")
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PREFIX: Final = "breakwater-"
+
+
+class Options(Struct, frozen=True):
+    request_id: str = ""
+    user: str = ""
+    org: str = ""
+    feature: str = ""
+    properties: dict[str, str] = {}
+    total_s: float | None = None
+    first_token_s: float | None = None
+    priority: str = "interactive"
+    traceparent: str = ""
+
+
+_NONE: Final = Options()
+
+
+def read_options(headers: Mapping[str, str]) -> Options | f.InvalidRequest:
+    """`headers` in their fixed lower-case spelling; anything not ours is left alone."""
+    if not headers:
+        return _NONE
+    found: dict[str, str] = {}
+    properties: dict[str, str] = {}
+    traceparent = ""
+    for name, value in headers.items():
+        if name.startswith(_PREFIX):
+            if len(value) > VALUE_MAX:
+                return _refuse(name, f"may have {VALUE_MAX} characters at most")
+            if name.startswith(h.PROPERTY_PREFIX):
+                key = name[len(h.PROPERTY_PREFIX) :]
+                if not _PROPERTY.fullmatch(key):
+                    return _refuse(
+                        name[:80], "needs a property name of a-z, 0-9, '.', '_' and '-', 64 at most"
+                    )
+                properties[key] = value
+            elif name in h.REQUEST_HEADERS:
+                found[name] = value
+            else:
+                return _refuse(name[:80], "is not a header that a request can carry")
+        elif name == h.TRACEPARENT and _TRACEPARENT.fullmatch(value):
+            traceparent = value
+    if not found and not properties and not traceparent:
+        return _NONE
+    if len(properties) > PROPERTIES_MAX:
+        return _refuse(h.PROPERTY_PREFIX + "*", f"may be given {PROPERTIES_MAX} times at most")
+    return _check(found, properties, traceparent)
+
+
+def _check(
+    found: dict[str, str], properties: dict[str, str], traceparent: str
+) -> Options | f.InvalidRequest:
+    request_id = found.get(h.REQUEST_ID, "")
+    if h.REQUEST_ID in found and not _ID.fullmatch(request_id):
+        return _refuse(h.REQUEST_ID, "must have 1 to 128 characters of A-Z a-z 0-9 . _ : / + = @ -")
+    times: dict[str, float] = {}
+    for name in (h.TIMEOUT, h.TTFT_TIMEOUT):
+        if name in found:
+            seconds = read_duration(found[name])
+            if seconds is None or not 0 < seconds <= TIMEOUT_MAX_S:
+                return _refuse(
+                    name, "must be a duration such as 250ms, 10s or 2m, one hour at most"
+                )
+            times[name] = seconds
+    priority = found.get(h.PRIORITY, "interactive")
+    if priority not in {"critical", "interactive", "batch"}:
+        return _refuse(h.PRIORITY, "must be critical, interactive or batch")
+    # Nothing is cached and no ladder is configured yet, so only what is true without them is granted.
+    if found.get(h.CACHE, "off") not in {"off", "on", "refresh"}:
+        return _refuse(
+            h.CACHE, "must be on, off or refresh: this version has no cache to answer from"
+        )
+    for name in (h.CACHE_TTL, h.CACHE_NAMESPACE, h.CACHE_THRESHOLD, h.LADDER):
+        if name in found:
+            return _refuse(name, "is not served by this version")
+    return Options(
+        request_id=request_id,
+        user=found.get(h.USER, ""),
+        org=found.get(h.ORG, ""),
+        feature=found.get(h.FEATURE, ""),
+        properties=properties,
+        total_s=times.get(h.TIMEOUT),
+        first_token_s=times.get(h.TTFT_TIMEOUT),
+        priority=priority,
+        traceparent=traceparent,
+    )
+
+
+def read_duration(text: str) -> float | None:
+    """Seconds of `250ms`, `10s`, `1.5m`, `1h`, or a bare number of seconds; None for anything else."""
+    match = _DURATION.fullmatch(text)
+    return None if match is None else float(match[1]) * _UNIT_S[match[2]]
+
+
+def _refuse(name: str, why: str) -> f.InvalidRequest:
+    return f.InvalidRequest(f"the header {name} {why}", param=name)

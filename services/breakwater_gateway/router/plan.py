@@ -1,0 +1,237 @@
+"""One request's life: try, fail over, wait, give up. A value that is told what happened and when.
+
+One envelope of attempts and time is drawn on by everything the request does, so nothing multiplies.
+`next` is asked whenever a decision is due, with the targets that may be called now (`Candidate`, in the
+strategy's order); it answers with one step. The shell carries the step out and reports how it went:
+
+    begin -> next -> Dispatch -> failed(…) -> next -> Dispatch | Claim | Wait | GiveUp
+                              -> done
+
+Laws (property-tested): never more dispatches than `attempts`; never a dispatch after the deadline or
+after the caller got a byte; another target before the same one; every sequence ends.
+"""
+
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from breakwater_gateway.config.model import RetryPolicy
+from breakwater_gateway.router.retry import Disposition, delay_s, disposition
+from breakwater_protocol import failures as f
+
+BUSY_TRIES_MAX: Final = 8
+"""How often one request may be turned away by full or vanished workers before it counts as overload."""
+BUSY_WAIT_S: Final = 0.05
+
+
+class Candidate(Struct, frozen=True):
+    """A target that may be called now."""
+
+    deployment: str
+    target: str
+    keys: int = 1
+    """Size of its pool of provider keys; 0 and 1 mean that there is no other key to turn to."""
+    epoch: int = 0
+    probe: bool = False
+    """Half-open: only whoever wins the probe of this epoch may call it."""
+
+
+class Skipped(Struct, frozen=True):
+    """A target that may not be called now, and until when that is so (monotonic; None: unknown)."""
+
+    deployment: str
+    reason: str
+    until: float | None = None
+
+
+class Dispatch(NamedTuple):
+    """Call this target now."""
+
+    candidate: Candidate
+    key: int
+    attempt: int
+    repeat: bool
+    """The target was called by this request before: the call draws on the target's retry budget."""
+
+
+class Claim(NamedTuple):
+    """Try to win the half-open probe of this target, then ask again with `claimed`."""
+
+    candidate: Candidate
+
+
+class Wait(NamedTuple):
+    """Nothing to do until then."""
+
+    until: float
+    reason: str
+
+
+class GiveUp(NamedTuple):
+    """The terminal answer of this request is this failure."""
+
+    failure: f.Failure
+
+
+Step = Dispatch | Claim | Wait | GiveUp
+
+
+class _Tried:
+    """What happened on one target so far."""
+
+    __slots__ = ("again", "at_once", "keys_left", "next_key", "not_before", "tries")
+
+    def __init__(self, keys: int) -> None:
+        self.tries = 0
+        self.again = True
+        """The last failure leaves the same target worth another try, once everything else is tried."""
+        self.at_once = False
+        """Another key or another worker makes it as good as a target not tried yet."""
+        self.not_before = 0.0
+        self.next_key = 0
+        self.keys_left = max(0, keys - 1)
+
+
+class Plan:
+    def __init__(self, *, policy: RetryPolicy, deadline: float, first_key: int = 0) -> None:
+        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys."""
+        self._policy = policy
+        self._first_key = first_key
+        self.deadline = deadline
+        self.attempts = 0
+        """Calls dispatched so far."""
+        self.last: f.Failure | None = None
+        self._tried: dict[str, _Tried] = {}
+        self._current: Candidate | None = None
+        self._lost_claims: set[tuple[str, int]] = set()
+        self._won: tuple[str, int] | None = None
+        self._turned_away = 0
+        self._final: f.Failure | None = None
+
+    # ------------------------------------------------------------ what happened
+
+    def claimed(self, candidate: Candidate, *, won: bool) -> None:
+        place = (candidate.target, candidate.epoch)
+        if won:
+            self._won = place
+        else:
+            self._lost_claims.add(place)
+
+    def turned_away(self) -> None:
+        """The dispatched call was never made: the worker was full or gone before it began."""
+        tried = self._current_tried()
+        self._turned_away += 1
+        self.attempts -= 1
+        tried.tries -= 1
+        tried.at_once = True
+
+    def failed(self, failure: f.Failure, *, now: float, draw: float) -> None:
+        """The dispatched call failed with nothing sent to the caller. `draw` is uniform in [0, 1)."""
+        tried = self._current_tried()
+        self.last = failure
+        match disposition(failure):
+            case (
+                Disposition.never
+                | Disposition.shorten
+                | Disposition.next_model
+                | Disposition.degrade
+            ):
+                self._final = failure
+            case Disposition.next_key:
+                tried.again = tried.at_once = tried.keys_left > 0
+                tried.keys_left -= 1
+                tried.next_key += 1
+                tried.not_before = now
+            case Disposition.next_worker:
+                tried.at_once = True
+            case Disposition.other_target | Disposition.repair:
+                tried.again = False
+            case Disposition.pause_target | Disposition.next_target_now | Disposition.wait_same:
+                tried.not_before = now + delay_s(failure, tried.tries, self._policy, draw)
+
+    def _current_tried(self) -> _Tried:
+        if self._current is None:
+            raise ValueError("nothing was dispatched")
+        return self._tried[self._current.deployment]
+
+    # ------------------------------------------------------------ what to do
+
+    def next(
+        self, candidates: tuple[Candidate, ...], skipped: tuple[Skipped, ...], *, now: float
+    ) -> Step:
+        if self._final is not None:
+            return GiveUp(self._final)
+        if now >= self.deadline:
+            return GiveUp(
+                self.last or f.TotalTimeout("the deadline passed before anything answered")
+            )
+        if self.attempts >= self._policy.attempts:
+            return GiveUp(self.last or f.NoDeployment("every attempt was used up"))
+        if self._turned_away > BUSY_TRIES_MAX:
+            return GiveUp(f.Overloaded("every worker is at capacity", retry_after_s=1.0))
+        usable = [c for c in candidates if not self._is_lost(c)]
+        for candidate in usable:
+            tried = self._tried.get(candidate.deployment)
+            if tried is None or tried.at_once:
+                return self._take(candidate)
+        return self._again(usable, skipped, now)
+
+    def _is_lost(self, candidate: Candidate) -> bool:
+        return candidate.probe and (candidate.target, candidate.epoch) in self._lost_claims
+
+    def _take(self, candidate: Candidate) -> Step:
+        if candidate.probe and self._won != (candidate.target, candidate.epoch):
+            return Claim(candidate)
+        tried = self._tried.get(candidate.deployment)
+        if tried is None:
+            tried = self._tried[candidate.deployment] = _Tried(candidate.keys)
+        repeat = tried.tries > 0 and not tried.at_once
+        tried.at_once = False
+        tried.tries += 1
+        self._current = candidate
+        self.attempts += 1
+        key = (self._first_key + tried.next_key) % max(1, candidate.keys)
+        return Dispatch(candidate, key, self.attempts, repeat)
+
+    def _again(self, usable: list[Candidate], skipped: tuple[Skipped, ...], now: float) -> Step:
+        """Every target that can be called has been: wait for the one that is due first, or give up."""
+        due: list[tuple[float, Candidate]] = [
+            (tried.not_before, candidate)
+            for candidate in usable
+            if (tried := self._tried[candidate.deployment]).again
+        ]
+        if due:
+            when, candidate = min(due, key=lambda pair: pair[0])
+            if when <= now:
+                return self._take(candidate)
+            if when < self.deadline:
+                return Wait(when, "backoff")
+        waits = [s.until for s in skipped if s.until is not None and s.until > now]
+        return self._nothing_left(min(waits, default=None), now, skipped)
+
+    def _nothing_left(self, until: float | None, now: float, skipped: tuple[Skipped, ...]) -> Step:
+        if self.last is not None and not isinstance(self.last, f.WorkerLost):
+            return GiveUp(self.last)
+        busy = [s for s in skipped if s.reason in {"no_worker", "worker_full"}]
+        if busy and len(busy) == len(skipped):
+            if busy[0].reason == "no_worker":
+                return GiveUp(
+                    f.NoDeployment(
+                        "no worker is running for this model: start one with "
+                        "`breakwater run worker`",
+                        retry_after_s=1.0,
+                    )
+                )
+            return GiveUp(f.Overloaded("every worker is at capacity", retry_after_s=1.0))
+        reasons = ", ".join(f"{s.deployment} {s.reason.replace('_', ' ')}" for s in skipped[:8])
+        wait = None if until is None else max(0.0, until - now)
+        if skipped and all(s.reason == "throttled" for s in skipped):
+            return GiveUp(
+                f.RateLimited(f"every deployment is throttled: {reasons}", retry_after_s=wait)
+            )
+        return GiveUp(
+            f.NoDeployment(
+                f"no deployment can be called now: {reasons or 'none is configured'}",
+                retry_after_s=wait,
+            )
+        )

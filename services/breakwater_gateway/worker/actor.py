@@ -1,0 +1,604 @@
+"""Worker: makes one attempt per ask, streams the answer straight to the caller, tells how it ended.
+
+Hears `work.<id>`, `ping.<id>` and `cancel.*`; publishes chunks to the caller's inbox, `Started` and
+`Finished` to the router, and one `evt.attempt` per call. Provider keys are resolved here and nowhere
+else.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Final
+from urllib.parse import quote
+
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Struct
+
+from breakwater_gateway import __version__
+from breakwater_gateway.config.model import Config, Deployment
+from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.answers import usd
+from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge, Subscription
+from breakwater_gateway.runtime.logs import secrets
+from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_gateway.runtime.telemetry import Counter, Histogram
+from breakwater_gateway.worker import keys
+from breakwater_gateway.worker.attempt import AttemptClock
+from breakwater_gateway.worker.cost import cost_nano_usd
+from breakwater_gateway.worker.http_client import (
+    Answer,
+    AnswerTooLarge,
+    ConnectFailed,
+    HttpClient,
+    HttpFailure,
+    MalformedHttp,
+    PoolTimeout,
+    Prepared,
+)
+from breakwater_gateway.worker.sse import EventTooLarge, SseParser
+from breakwater_gateway.worker.wire import openai
+from breakwater_protocol import cloudevents
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.chat import Usage
+from breakwater_protocol.commands import Cancel, Finished, Started, Work
+from breakwater_protocol.events import AttemptFinished, TargetLoad
+
+USER_AGENT: Final = f"breakwater/{__version__}"
+_ERROR_BODY_MAX: Final = 64 * 1024
+# A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
+# still in the socket, so the attempt gets one short grace to read it before anything is judged.
+_STALL_S: Final = 0.25
+_GRACE_S: Final = 0.1
+
+
+class _Asked(Struct):
+    encoding_format: str | None = None
+
+
+_asked = msgspec.json.Decoder(_Asked)
+
+
+class _Endpoint(Struct, frozen=True):
+    prepared: Prepared
+    secret: str
+
+
+class _Meters(Struct, frozen=True):
+    attempts: Counter
+    first_token: Histogram
+    tokens_in: Counter
+    tokens_out: Counter
+
+
+class _Run:
+    """One attempt in hand."""
+
+    __slots__ = (
+        "clock",
+        "deployment",
+        "finish_sent",
+        "graced",
+        "left_at",
+        "provider_s",
+        "reply",
+        "seq",
+        "started",
+        "stop",
+        "task",
+        "timer",
+        "usage",
+        "work",
+    )
+
+    def __init__(self, work: Work, reply: str, now: float) -> None:
+        self.work = work
+        self.reply = reply
+        self.clock = AttemptClock(
+            now=now,
+            first_token_s=work.first_token_s if work.stream else float("inf"),
+            idle_s=work.idle_s,
+            total_s=work.total_s,
+        )
+        self.deployment: Deployment | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.stop: f.Failure | None = None
+        self.graced = False
+        self.started = False
+        """Something of the answer went to the caller."""
+        self.finish_sent = False
+        """The caller has its terminal message."""
+        self.seq = 0
+        self.usage: Usage | None = None
+        self.left_at = now
+        """When the call went out to the provider."""
+        self.provider_s = 0.0
+
+
+class Worker(Actor):
+    kind: ClassVar[str] = "worker"
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        client: HttpClient,
+        pools: tuple[str, ...] = (),
+        environment: Mapping[str, str] = os.environ,
+        capacity: int | None = None,
+    ) -> None:
+        super().__init__(context)
+        self._client = client
+        self._pools = pools
+        self._environment = environment
+        self._capacity = capacity
+        self._tasks = TaskSet(context.log)
+        self._live: dict[str, dict[int, _Run]] = {}
+        self._in_flight: dict[str, int] = {}
+        self._deployments: dict[str, Deployment] = {}
+        self._endpoints: dict[tuple[str, int, str], _Endpoint] = {}
+        self._meters: dict[tuple[str, str], _Meters] = {}
+        self._subjects: dict[tuple[str, str], str] = {}
+        self._subscriptions: list[Subscription] = []
+        self.on_config(context.config, context.config_revision)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self, tasks: TaskGroup) -> None:
+        del tasks  # attempts live in a task set of their own, which `drain` joins
+        bus, subjects, own = self.context.bus, self.context.subjects, self.context.id
+        self._subscriptions = [
+            await bus.subscribe(subjects.cancel.any(), self._on_cancel),
+            await bus.subscribe(subjects.ping.at(own), self._on_ping),
+            await bus.subscribe(subjects.work.at(own), self._on_work),
+        ]
+
+    async def drain(self) -> None:
+        self.draining = True
+        await self._tasks.join()
+        for subscription in self._subscriptions:
+            await subscription.drain()
+        # What was received before the drain took hold is finished too.
+        await self._tasks.join()
+        await self.context.bus.flush()
+
+    async def stop(self) -> None:
+        """At once: every attempt in hand is cut and reported as lost."""
+        await self._tasks.cancel()
+        await self._client.close()
+
+    def on_config(self, config: Config, revision: int) -> None:
+        super().on_config(config, revision)
+        self._deployments = {d.id: d for m in config.models.values() for d in m.deployments}
+        self._endpoints.clear()
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity or self.config.limits.in_flight
+
+    def load(self) -> Load:
+        return Load(
+            capacity=self.capacity,
+            in_flight=len(self._tasks),
+            pools=self._pools,
+            targets={t: TargetLoad(in_flight=n) for t, n in self._in_flight.items() if n},
+        )
+
+    # ------------------------------------------------------------ messages
+
+    def _on_ping(self, message: Message) -> None:
+        if message.reply:
+            self.context.bus.publish(message.reply, b"{}")
+
+    def _on_cancel(self, message: Message) -> None:
+        try:
+            cancel = self.context.subjects.cancel.decode(message.data)
+        except msgspec.MsgspecError as error:
+            self.context.log.warning("bad_cancel", subject=message.subject, error=str(error))
+            return
+        self._cancel(cancel)
+
+    def _cancel(self, cancel: Cancel) -> None:
+        for attempt, run in list(self._live.get(cancel.request, {}).items()):
+            if cancel.attempt in {0, attempt}:
+                self._stop(run, f.Cancelled(cancel.reason))
+
+    def _on_work(self, message: Message) -> None:
+        try:
+            work = self.context.subjects.work.decode(message.data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            self.context.log.error("bad_work", error=str(error))
+            return
+        now = self.context.clock.now()
+        run = _Run(work, message.reply, now)
+        refusal: f.Failure | None = None
+        if self.draining or len(self._tasks) >= self.capacity:
+            refusal = f.WorkerBusy("the worker is at capacity or leaving", retry_after_s=0.1)
+        elif work.attempt in self._live.get(work.request, {}):
+            # The same ask twice (a duplicate on the bus): the first one is under way.
+            return
+        if refusal is not None:
+            self._report(run, refusal, partial="")
+            return
+        self._live.setdefault(work.request, {})[work.attempt] = run
+        self._in_flight[work.target] = self._in_flight.get(work.target, 0) + 1
+        run.timer = self.context.clock.call_at(run.clock.wake_at(), partial(self._on_timer, run))
+        run.task = self._tasks.spawn(self._attempt(run))
+
+    def _on_timer(self, run: _Run) -> None:
+        now = self.context.clock.now()
+        due = run.clock.wake_at()
+        if now >= due:
+            if now - due > _STALL_S and not run.graced:
+                run.graced = True
+                due = now + _GRACE_S
+            elif (failure := run.clock.expired(now)) is not None:
+                self._stop(run, failure)
+                return
+        run.timer = self.context.clock.call_at(due, partial(self._on_timer, run))
+
+    def _stop(self, run: _Run, failure: f.Failure) -> None:
+        if run.stop is None and run.task is not None and not run.finish_sent:
+            run.stop = failure
+            run.task.cancel()
+
+    # ------------------------------------------------------------ one attempt
+
+    async def _attempt(self, run: _Run) -> None:
+        failure: f.Failure | None = f.WorkerLost("the worker was stopped")
+        try:
+            failure = await self._call(run)
+        except asyncio.CancelledError:
+            if run.stop is None:
+                raise
+            failure = run.stop
+            if run.task is not None:
+                run.task.uncancel()
+        finally:
+            self._end(run, failure)
+
+    def _end(self, run: _Run, failure: f.Failure | None) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        live = self._live.get(run.work.request)
+        if live is not None:
+            live.pop(run.work.attempt, None)
+            if not live:
+                del self._live[run.work.request]
+        left = self._in_flight[run.work.target] - 1
+        if left:
+            self._in_flight[run.work.target] = left
+        else:
+            del self._in_flight[run.work.target]
+        partial = ""
+        try:
+            if failure is not None and run.started and not run.finish_sent:
+                partial = f.kind(failure)
+                self._send_end(run, "partial", partial)
+            self._report(run, failure, partial=partial)
+            self._publish_event(run, failure, partial=partial)
+        except BusError as error:
+            self.context.log.error(
+                "attempt_not_reported", request=run.work.request, error=repr(error)
+            )
+
+    async def _call(self, run: _Run) -> f.Failure | None:
+        work = run.work
+        deployment = self._deployments.get(work.deployment)
+        if deployment is None:
+            return f.WorkerBusy("the worker does not know this deployment yet", retry_after_s=0.1)
+        run.deployment = deployment
+        endpoint = self._endpoint(deployment, work)
+        if not isinstance(endpoint, _Endpoint):
+            return endpoint
+        try:
+            body = openai.encode_request(
+                work.body, model=work.provider_model, api=work.api, stream=work.stream
+            )
+        except openai.TooManyFields as error:
+            return f.InvalidRequest(str(error))
+        except (msgspec.MsgspecError, RecursionError):
+            return f.InvalidRequest("the body is not a JSON object of the API's shape")
+        clock = self.context.clock
+        run.left_at = clock.now()
+        answer: Answer | None = None
+        try:
+            answer = await self._client.send(
+                endpoint.prepared, body, connect_timeout_s=work.connect_s
+            )
+            run.clock.heard(clock.now())
+            if answer.status >= 400:
+                return self._classify(answer, await answer.read(_ERROR_BODY_MAX), endpoint.secret)
+            if work.stream and work.api == "chat":
+                return await self._stream(run, answer, endpoint.secret)
+            run.clock.spoke(clock.now())
+            return self._answer(run, await self._read_whole(run, answer), endpoint.secret)
+        except ConnectFailed as error:
+            return f.ConnectFailed(f"no connection to the provider: {error.kind}")
+        except PoolTimeout:
+            return f.Overloaded("every connection to the provider is in use", retry_after_s=1.0)
+        except AnswerTooLarge:
+            return f.MalformedAnswer("the provider's answer is larger than the gateway accepts")
+        except EventTooLarge:
+            return f.MalformedAnswer("the provider sent an event larger than the gateway accepts")
+        except MalformedHttp:
+            return f.MalformedAnswer("the provider's answer is not valid HTTP")
+        except HttpFailure:
+            return f.StreamCut("the provider's answer broke off before its end")
+        except MessageTooLarge:
+            return f.MalformedAnswer("the provider's answer is larger than the bus carries")
+        finally:
+            run.provider_s = clock.now() - run.left_at
+            if answer is not None:
+                answer.close()
+
+    async def _read_whole(self, run: _Run, answer: Answer) -> bytes:
+        """The body, with the idle timer moved by everything that arrives."""
+        limit = self.config.limits.answer_bytes
+        parts: list[bytes] = []
+        size = 0
+        while (data := await answer.chunk()) is not None:
+            size += len(data)
+            if size > limit:
+                raise AnswerTooLarge(limit)
+            run.clock.heard(self.context.clock.now())
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _answer(self, run: _Run, body: bytes, secret: str) -> f.Failure | None:
+        work = run.work
+        encoding = _asked.decode(work.body).encoding_format if work.api == "embeddings" else None
+        answer = openai.decode_answer(body, api=work.api, encoding=encoding)
+        if not isinstance(answer, openai.Answer):
+            return _without(answer, secret)
+        run.usage = answer.usage
+        run.provider_s = self.context.clock.now() - run.left_at
+        headers = self._facts(run)
+        headers.update(self._totals(run))
+        self.context.bus.publish(work.answer_to, answer.body, headers=headers)
+        run.started = run.finish_sent = True
+        return None
+
+    async def _stream(self, run: _Run, answer: Answer, secret: str) -> f.Failure | None:
+        clock = self.context.clock
+        parser = SseParser(self.config.limits.answer_bytes)
+        reader = openai.ChatStream(usage_wanted=run.work.include_usage)
+        prelude: list[bytes] = []
+        ended = False
+        while not ended:
+            data = await answer.chunk()
+            if data is None:
+                events = parser.finish()
+                ended = True
+            else:
+                run.clock.heard(clock.now())
+                events = parser.feed(data)
+            ready: list[bytes] = []
+            failure: f.Failure | None = None
+            for event in events:
+                step = reader.feed(event.data)
+                if not isinstance(step, openai.Step):
+                    failure = _without(step, secret)
+                    break
+                if step.kind == "done":
+                    ended = True
+                    break
+                if step.kind == "content":
+                    ready.append(step.data)
+                elif step.kind == "prelude":
+                    prelude.append(step.data)
+            run.usage = reader.usage
+            if ready:
+                if not run.started:
+                    run.provider_s = clock.now() - run.left_at
+                    run.clock.spoke(clock.now())
+                    ready = prelude + ready
+                self._send_chunks(run, ready)
+            if failure is not None:
+                return failure
+        if not reader.whole:
+            return f.StreamCut("the provider's stream ended before its finish")
+        if not run.started:
+            return f.MalformedAnswer("the provider's stream held no answer", provider_status=200)
+        self._send_end(run, "ok", "")
+        return None
+
+    def _send_chunks(self, run: _Run, lines: list[bytes]) -> None:
+        work = run.work
+        headers = {h.SEQ: str(run.seq)}
+        if work.attempt > 1:
+            headers[h.ATTEMPT] = str(work.attempt)
+        if not run.started:
+            # Before the first byte, so that nobody else answers once it may have arrived.
+            self._tell(run, Started(work.request, work.attempt, self.context.id))
+            headers.update(self._facts(run))
+            run.started = True
+        run.seq += 1
+        self.context.bus.publish(
+            work.answer_to, lines[0] if len(lines) == 1 else b"\n".join(lines), headers=headers
+        )
+
+    def _send_end(self, run: _Run, end: str, partial: str) -> None:
+        headers = {h.SEQ: str(run.seq), h.END: end}
+        if run.work.attempt > 1:
+            headers[h.ATTEMPT] = str(run.work.attempt)
+        headers.update(self._facts(run))
+        headers.update(self._totals(run))
+        if partial:
+            headers[h.PARTIAL] = partial
+        run.finish_sent = True
+        self.context.bus.publish(run.work.answer_to, headers=headers)
+
+    def _facts(self, run: _Run) -> dict[str, str]:
+        work = run.work
+        return {
+            h.REQUEST_ID: work.request,
+            h.MODEL: quote(work.model),
+            h.DEPLOYMENT: work.deployment,
+            h.RUNG: work.rung,
+            h.CACHE: "bypass",
+            h.ATTEMPTS: str(work.attempt),
+        }
+
+    def _totals(self, run: _Run) -> dict[str, str]:
+        work = run.work
+        if run.started:
+            own_s = run.left_at - run.clock.began
+        else:
+            own_s = self.context.clock.now() - run.clock.began - run.provider_s
+        overhead_ms = max(0.0, work.spent_ms - work.provider_ms + own_s * 1000)
+        return {h.COST_USD: usd(self._cost(run)), h.OVERHEAD_MS: f"{overhead_ms:.2f}"}
+
+    def _cost(self, run: _Run) -> int | None:
+        return cost_nano_usd(run.usage, run.deployment.price if run.deployment else None)
+
+    # ------------------------------------------------------------ provider side
+
+    def _endpoint(self, deployment: Deployment, work: Work) -> _Endpoint | f.Failure:
+        place = (deployment.id, work.key, work.api)
+        found = self._endpoints.get(place)
+        if found is not None:
+            return found
+        secret = ""
+        headers = {"content-type": "application/json", "accept": "*/*", "user-agent": USER_AGENT}
+        headers.update(deployment.headers)
+        if deployment.api_keys:
+            reference = deployment.api_keys[work.key % len(deployment.api_keys)]
+            value = keys.resolve(
+                reference, environment=self._environment, read_file=_read_small_file
+            )
+            if not isinstance(value, str):
+                return value
+            secret = value
+            secrets.register(secret)
+            headers["authorization"] = f"Bearer {secret}"
+        url = deployment.base_url + openai.PATHS[work.api]
+        prepared = self._client.prepare("POST", url, headers.items(), http2=deployment.http2)
+        endpoint = _Endpoint(prepared, secret)
+        self._endpoints[place] = endpoint
+        return endpoint
+
+    def _classify(self, answer: Answer, body: bytes, secret: str) -> f.Failure:
+        failure = openai.classify(
+            answer.status, answer.headers, body, now=self.context.clock.wall()
+        )
+        return _without(failure, secret)
+
+    # ------------------------------------------------------------ reports
+
+    def _tell(self, run: _Run, reply: Started | Finished) -> None:
+        if run.reply:
+            self.context.bus.publish(run.reply, msgspec.json.encode(reply))
+
+    def _report(self, run: _Run, failure: f.Failure | None, *, partial: str) -> None:
+        self._tell(
+            run,
+            Finished(
+                request=run.work.request,
+                attempt=run.work.attempt,
+                worker=self.context.id,
+                answered=run.finish_sent or isinstance(failure, f.Cancelled),
+                failure=failure,
+                usage=run.usage,
+                cost_nano_usd=self._cost(run),
+                first_token_ms=run.clock.first_token_ms(),
+                duration_ms=(self.context.clock.now() - run.clock.began) * 1000,
+                provider_ms=run.provider_s * 1000,
+                partial=partial,
+            ),
+        )
+
+    def _publish_event(self, run: _Run, failure: f.Failure | None, *, partial: str) -> None:
+        work, context = run.work, self.context
+        outcome = "partial" if partial else ("ok" if failure is None else f.kind(failure))
+        first_ms = run.clock.first_token_ms()
+        duration_s = context.clock.now() - run.clock.began
+        at = context.clock.wall()
+        event = AttemptFinished(
+            request=work.request,
+            attempt=work.attempt,
+            tenant=work.tenant,
+            model=work.model,
+            deployment=work.deployment,
+            target=work.target,
+            provider=run.deployment.provider if run.deployment else "",
+            worker=context.id,
+            outcome=outcome,
+            at=at,
+            epoch=work.epoch,
+            failure="" if failure is None else f.kind(failure),
+            against_target=failure is not None and f.spec(failure).against_target,
+            status=failure.provider_status if failure else None,
+            retry_after_s=f.retry_after_s(failure) if failure else None,
+            first_token_ms=first_ms,
+            duration_ms=duration_s * 1000,
+            usage=run.usage,
+            cost_nano_usd=self._cost(run),
+            api=work.api,
+            stream=work.stream,
+            rung=work.rung,
+            user=work.user,
+            org=work.org,
+            feature=work.feature,
+            properties=work.properties,
+            message=failure.message[:200] if failure else "",
+            in_stall=run.graced,
+        )
+        self._measure(work.deployment, failure, first_ms, run.usage)
+        place = (work.target, outcome)
+        subject = self._subjects.get(place)
+        if subject is None:
+            subject = self._subjects[place] = context.subjects.attempt.at(work.target, outcome)
+        context.bus.publish(
+            subject,
+            context.subjects.attempt.encode(event),
+            headers=cloudevents.headers_for(
+                AttemptFinished,
+                source=f"worker/{context.id}",
+                at=at,
+                id_=context.clock.new_id("evt_"),
+                traceparent=work.traceparent,
+            ),
+        )
+
+    def _measure(
+        self,
+        deployment: str,
+        failure: f.Failure | None,
+        first_ms: float | None,
+        usage: Usage | None,
+    ) -> None:
+        metrics = self.context.metrics
+        error = "none" if failure is None else f.kind(failure)
+        place = (deployment, error)
+        meters = self._meters.get(place)
+        if meters is None:
+            meters = self._meters[place] = _Meters(
+                attempts=metrics.counter(
+                    "breakwater_attempts_total", deployment=deployment, error=error
+                ),
+                first_token=metrics.histogram("breakwater_ttft_seconds", deployment=deployment),
+                tokens_in=metrics.counter("breakwater_tokens_total", type="input"),
+                tokens_out=metrics.counter("breakwater_tokens_total", type="output"),
+            )
+        meters.attempts.add()
+        if first_ms is not None and failure is None:
+            meters.first_token.observe(first_ms / 1000)
+        if usage is not None:
+            meters.tokens_in.add(usage.input)
+            meters.tokens_out.add(usage.output)
+
+
+def _without(failure: f.Failure, secret: str) -> f.Failure:
+    if secret and secret in failure.message:
+        return msgspec.structs.replace(failure, message=keys.scrub(failure.message, secret))
+    return failure
+
+
+def _read_small_file(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return file.read(keys.KEY_BYTES_MAX + 1).decode("utf-8")

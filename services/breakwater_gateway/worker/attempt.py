@@ -1,0 +1,67 @@
+"""One attempt's time: connect and first token, idle, total, as one deadline that moves.
+
+A value that is told what happened and when. `wake_at` is the earliest moment at which something can
+have expired; the shell keeps one timer and re-arms it lazily, so a chunk costs one assignment.
+"""
+
+from typing import Final
+
+from breakwater_protocol import failures as f
+
+_NEVER: Final = float("inf")
+
+
+class AttemptClock:
+    """`first_token_s` is infinite for calls that are not streamed: their first byte is their last."""
+
+    __slots__ = (
+        "_first_deadline",
+        "_idle_s",
+        "_last",
+        "_spoke",
+        "_total_deadline",
+        "began",
+        "first",
+    )
+
+    def __init__(self, *, now: float, first_token_s: float, idle_s: float, total_s: float) -> None:
+        self.began = now
+        self.first: float | None = None
+        """When the first token came."""
+        self._first_deadline = now + first_token_s
+        self._idle_s = idle_s
+        self._total_deadline = now + total_s
+        self._last: float = _NEVER
+        self._spoke = False
+
+    def heard(self, now: float) -> None:
+        """Bytes of the answer arrived."""
+        self._last = now
+
+    def spoke(self, now: float) -> None:
+        """The first token arrived."""
+        if not self._spoke:
+            self._spoke = True
+            self.first = now
+        self._last = now
+
+    def wake_at(self) -> float:
+        return min(self._total_deadline, self._other_deadline())
+
+    def expired(self, now: float) -> f.Failure | None:
+        """What ran out, the total first: a request out of time has no use for another try."""
+        if now >= self._total_deadline:
+            return f.TotalTimeout("the deadline of the request passed")
+        if now < self._other_deadline():
+            return None
+        if not self._spoke:
+            return f.FirstTokenTimeout("the provider sent no first token in time")
+        return f.IdleTimeout("the provider stopped in the middle of its answer")
+
+    def first_token_ms(self) -> float | None:
+        return None if self.first is None else (self.first - self.began) * 1000
+
+    def _other_deadline(self) -> float:
+        if self._spoke:
+            return self._last + self._idle_s
+        return self._first_deadline

@@ -1,0 +1,379 @@
+"""OpenAI's dialect: chat completions, streams and embeddings.
+
+Pure translation, bytes to bytes and bytes to facts. Bodies are passed on as they came: only the
+fields the gateway owns (model, stream options, token limit) are replaced, and of an answer only usage,
+finish and errors are read.
+
+Source: OpenAI API reference, "Create chat completion", "Chat completion chunk", "Create embeddings",
+"Error codes".
+"""
+
+import base64
+import struct
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_protocol import failures as f
+from breakwater_protocol.chat import Usage
+
+PATHS: Final = {"chat": "/chat/completions", "embeddings": "/embeddings"}
+
+FIELDS_MAX: Final = 256
+"""Top-level fields of a request body; OpenAI's own API has some forty."""
+
+_ERROR_TEXT_MAX: Final = 1000
+
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_encode = msgspec.json.encode
+
+_STREAM_TRUE: Final = Raw(b"true")
+_USAGE_ON: Final = Raw(b'{"include_usage":true}')
+
+
+class TooManyFields(ValueError):
+    """A body with more than `FIELDS_MAX` top-level fields."""
+
+
+def encode_request(body: Raw, *, model: str, api: str, stream: bool) -> bytes:
+    """The caller's body with our model and, on streams, usage always asked for.
+
+    Raises `TooManyFields`, or `msgspec.DecodeError` for a body that is no JSON object.
+    """
+    fields = _fields.decode(body)
+    if len(fields) > FIELDS_MAX:
+        raise TooManyFields(
+            f"a body may have {FIELDS_MAX} top-level fields, this one has {len(fields)}"
+        )
+    fields["model"] = Raw(_encode(model))
+    if api == "chat" and stream:
+        options = fields.get("stream_options")
+        if options is None or bytes(options) in {b"null", b"{}"}:
+            fields["stream_options"] = _USAGE_ON
+        else:
+            given = _fields.decode(options)
+            given["include_usage"] = _STREAM_TRUE
+            fields["stream_options"] = Raw(_encode(given))
+    return _encode(fields)
+
+
+# ---------------------------------------------------------------- usage
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+    def normal(self) -> Usage:
+        """`prompt_tokens` holds the cached ones, `completion_tokens` the reasoning ones."""
+        prompt = max(0, self.prompt_tokens or 0)
+        completion = max(0, self.completion_tokens or 0)
+        cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
+        thought = (
+            self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens
+        ) or 0
+        # Azure reports more cached tokens than prompt tokens on some records.
+        return Usage(
+            input=prompt,
+            output=completion,
+            cache_read=min(max(0, cached), prompt),
+            reasoning=min(max(0, thought), completion),
+        )
+
+
+# ---------------------------------------------------------------- whole answers
+
+
+class Answer(Struct, frozen=True):
+    """A whole answer, ready to be sent on."""
+
+    body: bytes
+    usage: Usage | None
+    finish: str = ""
+
+
+class _AnswerChoice(Struct):
+    finish_reason: str | None = None
+
+
+class _ChatAnswer(Struct):
+    choices: list[_AnswerChoice] | None = None
+    usage: WireUsage | None = None
+    error: Raw | UnsetType = UNSET
+
+
+class _Embedding(Struct, omit_defaults=True):
+    embedding: str | list[float]
+    index: int
+    object: str = "embedding"
+
+
+class _EmbeddingsAnswer(Struct):
+    data: list[Raw] | None = None
+    usage: WireUsage | None = None
+    error: Raw | UnsetType = UNSET
+
+
+_chat_answer = msgspec.json.Decoder(_ChatAnswer)
+_embeddings_answer = msgspec.json.Decoder(_EmbeddingsAnswer)
+_embedding = msgspec.json.Decoder(_Embedding)
+
+
+def decode_answer(body: bytes, *, api: str, encoding: str | None = None) -> Answer | f.Failure:
+    """The provider's 200 as an answer, or the failure that hides in it."""
+    if api == "embeddings":
+        return _decode_embeddings(body, encoding)
+    try:
+        answer = _chat_answer.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return f.MalformedAnswer(_not_json(body), provider_status=200)
+    if answer.error is not UNSET and bytes(answer.error) != b"null":
+        return classify(200, {}, body, now=0.0)
+    if not answer.choices:
+        return f.MalformedAnswer("the provider's answer has no choices", provider_status=200)
+    return Answer(
+        body=body,
+        usage=answer.usage.normal() if answer.usage else None,
+        finish=answer.choices[0].finish_reason or "",
+    )
+
+
+def _decode_embeddings(body: bytes, encoding: str | None) -> Answer | f.Failure:
+    try:
+        answer = _embeddings_answer.decode(body)
+        if answer.error is not UNSET and bytes(answer.error) != b"null":
+            return classify(200, {}, body, now=0.0)
+        if not answer.data:
+            return f.MalformedAnswer("the provider's answer has no embeddings", provider_status=200)
+        wanted = encoding or "float"
+        first = _embedding.decode(answer.data[0])
+        if isinstance(first.embedding, str) != (wanted == "base64"):
+            body = _reencode(body, answer.data, wanted)
+    except (msgspec.MsgspecError, RecursionError, ValueError, struct.error):
+        return f.MalformedAnswer(_not_json(body), provider_status=200)
+    return Answer(body=body, usage=answer.usage.normal() if answer.usage else None)
+
+
+def _reencode(body: bytes, data: list[Raw], wanted: str) -> bytes:
+    """Hosts that ignore `encoding_format` get it done for them: SDKs ask for base64 by default."""
+    fields = _fields.decode(body)
+    items = []
+    for raw in data:
+        item = _embedding.decode(raw)
+        vector = item.embedding
+        if wanted == "base64" and not isinstance(vector, str):
+            vector = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
+        elif wanted == "float" and isinstance(vector, str):
+            packed = base64.b64decode(vector, validate=True)
+            vector = list(struct.unpack(f"<{len(packed) // 4}f", packed))
+        items.append({"object": "embedding", "index": item.index, "embedding": vector})
+    fields["data"] = Raw(_encode(items))
+    return _encode(fields)
+
+
+def _not_json(body: bytes) -> str:
+    start = body.lstrip()[:15].lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "the provider answered with an HTML page instead of JSON"
+    if not start:
+        return "the provider answered with an empty body"
+    return "the provider's answer is not the JSON that its API promises"
+
+
+# ---------------------------------------------------------------- streams
+
+
+class _StreamChoice(Struct):
+    finish_reason: str | None = None
+    delta: Raw | UnsetType = UNSET
+
+
+class _StreamEvent(Struct):
+    choices: list[_StreamChoice] | None = None
+    usage: WireUsage | None = None
+    error: Raw | UnsetType = UNSET
+
+
+_stream_event = msgspec.json.Decoder(_StreamEvent)
+
+
+class Step(Struct, frozen=True):
+    """What one event of a stream means."""
+
+    kind: Literal["content", "prelude", "quiet", "done"]
+    """`prelude`: a role or padding before anything was said; `quiet`: not for this caller."""
+    data: bytes = b""
+
+
+_DONE: Final = Step("done")
+_QUIET: Final = Step("quiet")
+
+
+class ChatStream:
+    """Reads the events of one chat stream: what to pass on, the usage, whether it has finished.
+
+    `feed` takes the data of one server-sent event and returns a step, or the failure it carries.
+    """
+
+    __slots__ = ("_spoke", "_usage_wanted", "done", "finish", "usage")
+
+    def __init__(self, *, usage_wanted: bool) -> None:
+        self._usage_wanted = usage_wanted
+        self._spoke = False
+        self.usage: Usage | None = None
+        self.finish = ""
+        self.done = False
+
+    @property
+    def whole(self) -> bool:
+        """The provider said that the answer is complete."""
+        return self.done or bool(self.finish)
+
+    def feed(self, data: bytes) -> Step | f.Failure:
+        if data == b"[DONE]":
+            self.done = True
+            return _DONE
+        if not data.strip():
+            return _QUIET
+        try:
+            event = _stream_event.decode(data)
+        except (msgspec.MsgspecError, RecursionError):
+            return f.MalformedAnswer(
+                "the provider's stream holds an event that is not the JSON its API promises",
+                provider_status=200,
+            )
+        if event.error is not UNSET and bytes(event.error) != b"null":
+            return classify(200, {}, data, now=0.0)
+        if event.usage is not None:
+            # Some hosts repeat it on several chunks: the last one counts.
+            self.usage = event.usage.normal()
+        if b"\n" in data:
+            # Events travel one a line; a newline in JSON is only ever white space.
+            data = data.replace(b"\r", b" ").replace(b"\n", b" ")
+        if not event.choices:
+            if event.usage is not None and not self._usage_wanted:
+                return _QUIET
+            return Step("content" if self._spoke else "prelude", data)
+        spoke = self._spoke
+        for choice in event.choices:
+            if choice.finish_reason:
+                self.finish = choice.finish_reason
+                spoke = True
+            elif not spoke and choice.delta is not UNSET:
+                spoke = _says_something(choice.delta)
+        self._spoke = spoke
+        return Step("content" if spoke else "prelude", data)
+
+
+def _says_something(delta: Raw) -> bool:
+    try:
+        parts = _fields.decode(delta)
+    except msgspec.MsgspecError:
+        return False
+    return any(
+        name != "role" and bytes(value) not in {b'""', b"null", b"[]", b"{}"}
+        for name, value in parts.items()
+    )
+
+
+# ---------------------------------------------------------------- failures
+
+
+class _Error(Struct):
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+class _ErrorBody(Struct):
+    error: _Error | str | None = None
+    message: str | None = None
+    detail: Raw | UnsetType = UNSET
+
+
+_error_body = msgspec.json.Decoder(_ErrorBody, strict=False)
+
+_BY_CODE: Final[dict[str, type[f.Failure]]] = {
+    "context_length_exceeded": f.ContextLength,
+    "content_filter": f.ContentFiltered,
+    "content_policy_violation": f.ContentFiltered,
+    "insufficient_quota": f.QuotaExhausted,
+    "billing_hard_limit_reached": f.QuotaExhausted,
+    "rate_limit_exceeded": f.RateLimited,
+    "invalid_api_key": f.KeyRejected,
+    "model_not_found": f.ModelNotFound,
+    "request_too_large": f.RequestOverLimit,
+    "server_error": f.ServerError,
+    "overloaded": f.Overloaded,
+    "overloaded_error": f.Overloaded,
+    "tool_use_failed": f.MalformedToolCall,
+}
+
+_BY_STATUS: Final[dict[int, type[f.Failure]]] = {
+    400: f.InvalidRequest,
+    401: f.KeyRejected,
+    402: f.QuotaExhausted,
+    403: f.KeyForbidden,
+    404: f.ModelNotFound,
+    408: f.ServerError,
+    409: f.ServerError,
+    413: f.RequestOverLimit,
+    422: f.InvalidRequest,
+    429: f.RateLimited,
+    498: f.ContentFiltered,
+    503: f.Overloaded,
+    529: f.Overloaded,
+}
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> f.Failure:
+    """An error answer as one of the closed union: machine code first, then status.
+
+    `now` is Unix time, for Retry-After given as a date. The message is the provider's own, bounded,
+    except where it could quote a key.
+    """
+    try:
+        parsed = _error_body.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        parsed = _ErrorBody(message=_not_json(body))
+    error = parsed.error if isinstance(parsed.error, _Error) else _Error()
+    text = error.message or (parsed.error if isinstance(parsed.error, str) else parsed.message)
+    message = (text or f"the provider answered with status {status}")[:_ERROR_TEXT_MAX]
+    code = str(error.code or "")
+    chosen = _BY_CODE.get(code) or _BY_CODE.get(error.type or "") or _BY_STATUS.get(status)
+    if chosen is None:
+        chosen = f.InvalidRequest if 400 <= status < 500 else f.ServerError
+    if chosen is f.RateLimited and status == 413:
+        chosen = f.RequestOverLimit
+    wait = parse_retry_after(headers, now) if status in {429, 503, 529} or status >= 500 else None
+    seen = code or (error.type or "")
+    shown: int | None = status
+    if chosen is f.KeyRejected:
+        return f.KeyRejected("the provider refused the gateway's key", shown, seen)
+    if chosen is f.KeyForbidden:
+        return f.KeyForbidden("the provider forbids this call to the gateway's key", shown, seen)
+    if chosen is f.InvalidRequest:
+        return f.InvalidRequest(message, shown, seen, error.param)
+    if chosen is f.RateLimited:
+        return f.RateLimited(message, shown, seen, wait)
+    if chosen is f.QuotaExhausted:
+        return f.QuotaExhausted(message, shown, seen, wait)
+    if chosen is f.Overloaded:
+        return f.Overloaded(message, shown, seen, wait)
+    if chosen is f.ServerError:
+        return f.ServerError(message, shown, seen, wait)
+    return chosen(message, shown, seen)

@@ -1,0 +1,43 @@
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.protocol.fake_gateway import FakeGateway, NatsServer
+
+from breakwater_protocol import Client
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """One that a test may stop."""
+    server = NatsServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def gateway(nats_server: NatsServer) -> AsyncIterator[FakeGateway]:
+    async with FakeGateway(nats_server.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
+    async with Client(nats_server.url) as client:
+        yield client
+        # However a request ends, nothing of it stays behind.
+        assert client._connection._inboxes == {}

@@ -1,0 +1,230 @@
+"""The attempt planner: tables for people, then laws for everything else."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from breakwater_gateway.config.model import RetryPolicy
+from breakwater_gateway.router.plan import (
+    BUSY_TRIES_MAX,
+    Candidate,
+    Claim,
+    Dispatch,
+    GiveUp,
+    Plan,
+    Skipped,
+    Wait,
+)
+from breakwater_protocol import failures as f
+
+A, B, C = (Candidate(name, name) for name in "abc")
+
+
+def plan(attempts: int = 3, deadline: float = 60.0) -> Plan:
+    return Plan(policy=RetryPolicy(attempts=attempts), deadline=deadline)
+
+
+def dispatched(step: object) -> tuple[str, int]:
+    assert isinstance(step, Dispatch), step
+    return step.candidate.deployment, step.attempt
+
+
+def test_the_first_candidate_is_called_first() -> None:
+    assert dispatched(plan().next((A, B), (), now=0)) == ("a", 1)
+
+
+def test_another_target_is_tried_at_once_after_a_server_error() -> None:
+    p = plan()
+    p.next((A, B), (), now=0)
+    p.failed(f.ServerError(), now=1, draw=0.5)
+    assert dispatched(p.next((A, B), (), now=1)) == ("b", 2)
+
+
+def test_the_same_target_is_waited_for_when_nothing_else_is_left() -> None:
+    p = plan()
+    p.next((A,), (), now=0)
+    p.failed(f.ServerError(), now=1, draw=0.5)
+    step = p.next((A,), (), now=1)
+    assert step == Wait(1 + 0.5 * 0.25, "backoff")
+    again = p.next((A,), (), now=step.until)
+    assert dispatched(again) == ("a", 2)
+    assert isinstance(again, Dispatch)
+    assert again.repeat
+
+
+def test_a_rate_limit_waits_as_long_as_the_provider_asked() -> None:
+    p = plan()
+    p.next((A,), (), now=0)
+    p.failed(f.RateLimited(retry_after_s=2.0), now=0, draw=0.0)
+    assert p.next((A,), (), now=0) == Wait(2.0, "backoff")
+
+
+def test_a_wait_beyond_the_deadline_is_not_waited() -> None:
+    p = plan(deadline=5)
+    p.next((A,), (), now=0)
+    failure = f.RateLimited(retry_after_s=20.0)
+    p.failed(failure, now=0, draw=0.0)
+    assert p.next((A,), (), now=0) == GiveUp(failure)
+
+
+def test_the_callers_own_fault_ends_the_plan() -> None:
+    p = plan()
+    p.next((A, B), (), now=0)
+    failure = f.InvalidRequest("no")
+    p.failed(failure, now=0, draw=0)
+    assert p.next((A, B), (), now=0) == GiveUp(failure)
+
+
+def test_the_envelope_of_attempts_holds_whatever_is_left() -> None:
+    p = plan(attempts=2)
+    for _ in range(2):
+        p.next((A, B, C), (), now=0)
+        p.failed(f.ServerError("x"), now=0, draw=0)
+    assert p.next((A, B, C), (), now=0) == GiveUp(f.ServerError("x"))
+
+
+def test_a_refused_key_turns_to_the_next_key_of_the_pool_at_once() -> None:
+    p = plan()
+    pooled = Candidate("a", "a", keys=2)
+    first = p.next((pooled,), (), now=0)
+    p.failed(f.KeyRejected(), now=0, draw=0)
+    second = p.next((pooled,), (), now=0)
+    assert isinstance(first, Dispatch)
+    assert isinstance(second, Dispatch)
+    assert (first.key, second.key) == (0, 1)
+    assert not second.repeat
+    p.failed(f.KeyRejected("b"), now=0, draw=0)
+    assert p.next((pooled,), (), now=0) == GiveUp(f.KeyRejected("b"))
+
+
+def test_a_full_worker_costs_no_attempt() -> None:
+    p = plan(attempts=1)
+    p.next((A,), (), now=0)
+    p.turned_away()
+    assert dispatched(p.next((A,), (), now=0)) == ("a", 1)
+
+
+def test_being_turned_away_for_ever_is_an_overload() -> None:
+    p = plan()
+    for _ in range(BUSY_TRIES_MAX + 1):
+        assert isinstance(p.next((A,), (), now=0), Dispatch)
+        p.turned_away()
+    step = p.next((A,), (), now=0)
+    assert isinstance(step, GiveUp)
+    assert isinstance(step.failure, f.Overloaded)
+
+
+def test_a_lost_worker_costs_an_attempt_and_the_target_is_tried_through_another() -> None:
+    p = plan(attempts=2)
+    p.next((A,), (), now=0)
+    p.failed(f.WorkerLost("gone"), now=0, draw=0)
+    assert dispatched(p.next((A,), (), now=0)) == ("a", 2)
+
+
+def test_a_half_open_target_is_only_called_by_the_winner_of_its_probe() -> None:
+    probe = Candidate("a", "a", epoch=7, probe=True)
+    p = plan()
+    assert p.next((probe, B), (), now=0) == Claim(probe)
+    p.claimed(probe, won=False)
+    assert dispatched(p.next((probe, B), (), now=0)) == ("b", 1)
+
+    winner = plan()
+    winner.next((probe, B), (), now=0)
+    winner.claimed(probe, won=True)
+    assert dispatched(winner.next((probe, B), (), now=0)) == ("a", 1)
+
+
+def test_nothing_callable_says_why_and_when() -> None:
+    step = plan().next(
+        (), (Skipped("a", "breaker_open", 4.0), Skipped("b", "throttled", 9.0)), now=1
+    )
+    assert isinstance(step, GiveUp)
+    assert isinstance(step.failure, f.NoDeployment)
+    assert step.failure.retry_after_s == 3.0
+    assert "a breaker open" in step.failure.message
+
+
+def test_without_any_worker_the_mend_is_named() -> None:
+    step = plan().next((), (Skipped("a", "no_worker"),), now=0)
+    assert isinstance(step, GiveUp)
+    assert "breakwater run worker" in step.failure.message
+
+
+def test_all_throttled_is_a_rate_limit() -> None:
+    step = plan().next((), (Skipped("a", "throttled", 2.0),), now=0)
+    assert step == GiveUp(
+        f.RateLimited("every deployment is throttled: a throttled", retry_after_s=2.0)
+    )
+
+
+FAILURES = st.sampled_from(
+    [
+        f.RateLimited(retry_after_s=1.5),
+        f.RateLimited(),
+        f.QuotaExhausted(),
+        f.KeyRejected(),
+        f.ModelNotFound(),
+        f.Overloaded(retry_after_s=0.5),
+        f.ServerError(),
+        f.ConnectFailed(),
+        f.FirstTokenTimeout(),
+        f.StreamCut(),
+        f.MalformedAnswer(),
+        f.MalformedToolCall(),
+        f.WorkerLost(),
+        f.InvalidRequest(),
+        f.ContentFiltered(),
+        f.TotalTimeout(),
+    ]
+)
+EVENT = st.tuples(FAILURES | st.just(None), st.floats(0, 5), st.floats(0, 0.999))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    attempts=st.integers(1, 6),
+    deadline=st.floats(0.1, 30),
+    names=st.lists(st.sampled_from("abcd"), unique=True, max_size=4),
+    keys=st.integers(0, 3),
+    probes=st.sets(st.sampled_from("abcd")),
+    events=st.lists(EVENT, min_size=40, max_size=40),
+)
+def test_every_plan_ends_within_its_envelope(
+    attempts: int,
+    deadline: float,
+    names: list[str],
+    keys: int,
+    probes: set[str],
+    events: list[tuple[f.Failure | None, float, float]],
+) -> None:
+    """Exactly one end, before the deadline's last call has run, never more calls than the envelope."""
+    p = Plan(policy=RetryPolicy(attempts=attempts), deadline=deadline)
+    candidates = tuple(Candidate(n, n, keys=keys, epoch=1, probe=n in probes) for n in names)
+    now, calls, called = 0.0, 0, []
+    for failure, took, draw in events:
+        step = p.next(candidates, (), now=now)
+        match step:
+            case GiveUp():
+                break
+            case Wait(until, _):
+                assert until > now
+                now = until
+            case Claim(candidate):
+                p.claimed(candidate, won=draw < 0.5)
+            case Dispatch(candidate, key, attempt, _):
+                calls += 1
+                called.append(candidate.deployment)
+                assert now < deadline
+                assert attempt == p.attempts
+                assert 0 <= key < max(1, keys)
+                now += took
+                if failure is None:
+                    calls -= 1
+                    called.pop()
+                    p.turned_away()
+                else:
+                    p.failed(failure, now=now, draw=draw)
+    else:
+        raise AssertionError("the plan did not end")
+    assert calls <= attempts
+    assert p.attempts == calls
+    assert isinstance(p.next(candidates, (), now=now), GiveUp)
