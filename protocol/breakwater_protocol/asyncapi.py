@@ -76,6 +76,7 @@ _PARAMETERS: Final[Mapping[str, Json]] = {
     },
     "kind": {"description": f"What the alert is about. {_CODED}", "examples": ["auth"]},
     "revision": {"description": "Of the configuration: a decimal number."},
+    "group": {"description": f"Of processes that serve behind one port. {_CODED}"},
     "epoch": {"description": "Of the target's breaker: a decimal number."},
 }
 
@@ -182,7 +183,7 @@ class _Reply(NamedTuple):
 
     summary: str
     payload: object
-    """None: an empty body."""
+    """None: an empty body; {}: any JSON."""
     headers: str = ""
     content_type: str = "application/json"
 
@@ -206,6 +207,11 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
         "Why there is no answer: OpenAI's error object.", answers.ErrorBody, "ErrorHeaders"
     ),
     "WorkReply": _Reply("`started`, then `finished`; or `finished` alone.", commands.WorkReply),
+    "Metrics": _Reply(
+        "One process's metrics, for others of the same version: their shape is no part of this.",
+        {},
+        content_type="application/msgpack",
+    ),
     "Pong": _Reply("The worker is there: an empty body.", None),
 }
 
@@ -253,6 +259,7 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "request": _Talk(("router",), _EVERYBODY, headers="EventHeaders"),
     "alert": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "config": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
+    "metrics": _Talk(("edge",), ("actor",), ("Metrics",)),
     "probe": _Talk(("router",), ("stream",)),
 }
 _ROLES: Final[Mapping[str, str]] = {
@@ -499,7 +506,7 @@ def _message(
         message["payload"] = {"type": "string", "maxLength": 0, "description": "Empty."}
         message["contentType"] = "application/octet-stream"
     else:
-        message["payload"] = schemas.ref(payload)
+        message["payload"] = {} if payload == {} else schemas.ref(payload)
     return message
 
 

@@ -151,6 +151,7 @@ _HEADROOM: Final = 16 * 1024
 whoever exceeds it, so this side never comes near."""
 _ANSWER_MARGIN_S: Final = 5.0
 """How long after the gateway's own deadline its answer may still be on the way."""
+_RTT_MAX_S: Final = 2.0
 _LATE_S: Final = 0.1
 """A timer that fires later than this tells of a blocked event loop on this side …"""
 _GRACE_S: Final = 1.0
@@ -279,6 +280,7 @@ class _Connection:
         self._opened = 0
         self._inboxes: dict[str, _Inbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pings: set[asyncio.Future[float]] = set()
         self._suspicion: asyncio.Task[None] | None = None
         self._failures: asyncio.Queue[Exception] | None = None
 
@@ -329,7 +331,8 @@ class _Connection:
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
         if failure is not None:
-            await nats.close()
+            if nats.options:  # else it failed over its arguments, and cannot be closed
+                await nats.close()
             if "authorization" in str(failure).lower():
                 raise _denied(f"NATS at {self._url} refuses these credentials") from failure
             why = str(failure) or "no answer in time"
@@ -366,20 +369,15 @@ class _Connection:
         nats, self._nats = self._nats, None
         if nats is None:
             return
-        from nats import errors
-
         for inbox in tuple(self._inboxes.values()):
             inbox.fail(ConnectionLost("this client was closed"))
             self._forsake(nats, inbox)
-        try:
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=2.0)
-            if nats.is_connected:
-                await nats.flush(timeout=2)
-        except errors.Error as error:
-            _log.debug("the last messages may not have reached the server: %s", error)
-        finally:
-            await nats.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+        # Writes what is pending, the cancellations among it, before it disconnects.
+        await nats.close()
+        for ping in self._pings:
+            ping.cancel()
 
     def _live(self) -> "Nats":
         if self._nats is None:
@@ -479,13 +477,34 @@ class _Connection:
             self._suspicion = self._spawn(self._prove(self._nats))
 
     async def _prove(self, nats: "Nats") -> None:
+        try:
+            await self._round_trip(nats)
+        except ConnectionLost as lost:
+            _log.warning("%s; reconnecting", lost)
+
+    async def _round_trip(self, nats: "Nats") -> float:
+        """Seconds to the server and back. Raises `ConnectionLost`, and reconnects, when it is mute."""
         from nats import errors
 
-        try:
-            await nats.rtt(timeout=2)
-        except errors.Error as error:
-            _log.warning("NATS does not answer (%s); reconnecting", error)
+        # nats-py must not time out by itself: a PONG after that ends its read loop, and with it the
+        # connection's hearing. So the wait is ours, and a missed PONG always ends in a new connection.
+        ping = asyncio.ensure_future(nats.rtt(timeout=3600))
+        self._pings.add(ping)
+        ping.add_done_callback(self._pinged)
+        await asyncio.wait({ping}, timeout=_RTT_MAX_S)
+        if not ping.done():
             await nats.force_reconnect()
+            ping.cancel()
+            raise ConnectionLost(f"NATS at {self._url} did not answer within {_RTT_MAX_S:g} s")
+        try:
+            return ping.result()
+        except errors.Error as error:
+            raise ConnectionLost(f"NATS at {self._url} does not answer: {error}") from error
+
+    def _pinged(self, ping: asyncio.Future[float]) -> None:
+        self._pings.discard(ping)
+        if not ping.cancelled():
+            ping.exception()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -528,13 +547,8 @@ class _Connection:
                 await subscription.unsubscribe()
 
     async def server(self) -> ServerInfo:
-        from nats import errors
-
         nats = self._live()
-        try:
-            rtt_s = await nats.rtt(timeout=2)
-        except errors.Error as error:
-            raise ConnectionLost(f"NATS at {self._url} does not answer: {error}") from error
+        rtt_s = await self._round_trip(nats)
         at = nats.connected_url
         version = nats.connected_server_version
         return ServerInfo(
@@ -808,7 +822,7 @@ class Client:
         return self._connection.listen(subject, waiting_max=waiting_max)
 
     async def server(self) -> ServerInfo:
-        """The NATS server this client talks to, and one round trip to it."""
+        """The NATS server this client talks to, and one round trip to it. Raises `ConnectionLost`."""
         return await self._connection.server()
 
     def _prepare(

@@ -142,7 +142,9 @@ class Subjects:
             "hb.{actor}.{id}", events.Heartbeat, "An actor lives: load, capacity, version, view."
         )
         self.health = subject(
-            "evt.health.{target}.{state}", events.BreakerChanged, "A target's breaker changed state."
+            "evt.health.{target}.{state}",
+            events.BreakerChanged,
+            "A target's breaker changed state.",
         )
         self.attempt = subject(
             "evt.attempt.{target}.{outcome}", events.AttemptFinished, "A provider call ended."

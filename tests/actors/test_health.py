@@ -1,6 +1,7 @@
 """Health on the memory bus, in virtual time: one leader decides, everybody follows."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -264,19 +265,18 @@ async def test_one_timer_serves_all_breakers() -> None:
     class Counting(Clock):
         def __init__(self) -> None:
             super().__init__(seed=2, wall=wall)
-            self.handles: list[object] = []
+            self.handles: list[asyncio.TimerHandle] = []
 
-        def call_at(self, when, callback):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-            handle = super().call_at(when, callback)
-            self.handles.append(handle)
-            return handle
+        def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+            self.handles.append(super().call_at(when, callback))
+            return self.handles[-1]
 
     async with cluster() as c:
         clock = Counting()
         await c.start("h1", config(*names), clock=clock)
         for name in names:
             await c.attempts("fffff", name)
-        live = [h for h in clock.handles if not h.cancelled()]  # type: ignore[attr-defined]
+        live = [handle for handle in clock.handles if not handle.cancelled()]
         assert len(live) == 1
         for name in names:
             await c.until("half_open", name)

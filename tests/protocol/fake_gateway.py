@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,21 +52,20 @@ class NatsServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._wait_until_ready(log)
-        ports = json.loads(next(self._directory.glob("*.ports")).read_text())
-        self._port = int(ports["nats"][0].rpartition(":")[2])
+        self._port = int(self._wait_until_ready(log)[0].rpartition(":")[2])
 
-    def _wait_until_ready(self, log: Path) -> None:
-        import time
-
+    def _wait_until_ready(self, log: Path) -> list[str]:
+        """The URLs it serves."""
         assert self._process is not None
         until = time.monotonic() + PATIENCE_S
-        while b"Server is ready" not in log.read_bytes() or not list(
-            self._directory.glob("*.ports")
-        ):
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"nats-server did not start: {log.read_text()}")
+        while self._process.poll() is None and time.monotonic() < until:
+            for file in self._directory.glob("*.ports"):
+                text = file.read_text()
+                if text.endswith("}") and b"Server is ready" in log.read_bytes():
+                    urls: list[str] = json.loads(text)["nats"]
+                    return urls
             time.sleep(0.005)
+        raise RuntimeError(f"nats-server did not start: {log.read_text()}")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -115,6 +116,7 @@ class FakeGateway:
         self._subjects = Subjects()
         self._requests: asyncio.Queue[FakeRequest] = asyncio.Queue()
         self._cancels: asyncio.Queue[Cancel] = asyncio.Queue()
+        self._echo = f"echo.{secrets.token_hex(4)}"
         self.connection = Nats()
 
     async def __aenter__(self) -> Self:
@@ -124,7 +126,8 @@ class FakeGateway:
         for subject in (self._subjects.chat, self._subjects.embeddings, self._subjects.models):
             await self.connection.subscribe(subject.any(), cb=self._on_request)
         await self.connection.subscribe(self._subjects.cancel.any(), cb=self._on_cancel)
-        await self.connection.flush()
+        await self.connection.subscribe(self._echo, cb=self._on_echo)
+        await self.sync()
         return self
 
     async def __aexit__(
@@ -134,6 +137,13 @@ class FakeGateway:
         trace: TracebackType | None,
     ) -> None:
         await self.connection.close()
+
+    async def sync(self) -> None:
+        """Returns when the server has taken everything said so far (nats-py's flush overtakes it)."""
+        await self.connection.request(self._echo, timeout=PATIENCE_S)
+
+    async def _on_echo(self, message: Msg) -> None:
+        await self.connection.publish(message.reply)
 
     async def _heard_error(self, error: Exception) -> None:
         """The server of a drill is stopped and started: nothing to report."""
@@ -156,7 +166,7 @@ class FakeGateway:
 
     async def cancels_so_far(self) -> int:
         """Once everything that was published before has arrived."""
-        await self.connection.flush()
+        await self.sync()
         return self._cancels.qsize()
 
 

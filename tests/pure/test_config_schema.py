@@ -153,10 +153,8 @@ def test_a_value_that_is_not_served_is_refused_by_both(path: str) -> None:
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
-    st.sampled_from(["10s", "1m30s", "1s1m", "s", "", "0.5s", ".5s", "1d", "250ms", " 10s"]),
-    st.sampled_from(
-        ["env:A", "env:", "env:A-B", "file:/x", "file:", "sk-abc", "true", "yes", "on"]
-    ),
+    st.sampled_from(["10s", "1m30s", "1s1m", "s", "", "0.5s", ".5s", "1h", "250ms", " 10s"]),
+    st.sampled_from(["env:A", "env:", "env:A-B", "file:/x", "file:", "skabc", "true", "yes", "on"]),
     st.sampled_from(["http://h/v1", "https://h", "ftp://h", "http://h/v1?a=b", "http://a b"]),
     st.sampled_from(["openai", "open", "json", "info", "least-busy", "cost", "x" * 600, " a", "ä"]),
     st.sampled_from([[], ["env:A"], ["env:A", "env:A"], ["sk-x"], {}, {"a": "b"}, {"a b": "c"}]),

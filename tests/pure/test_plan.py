@@ -134,7 +134,7 @@ def test_a_half_open_target_is_only_called_by_the_winner_of_its_probe() -> None:
 
 
 def test_nothing_callable_says_why_and_when() -> None:
-    step = plan().next(
+    step = plan(deadline=5).next(
         (), (Skipped("a", "breaker_open", 4.0), Skipped("b", "throttled", 9.0)), now=1
     )
     assert isinstance(step, GiveUp)
@@ -149,8 +149,13 @@ def test_without_any_worker_the_mend_is_named() -> None:
     assert "breakwater run worker" in step.failure.message
 
 
-def test_all_throttled_is_a_rate_limit() -> None:
-    step = plan().next((), (Skipped("a", "throttled", 2.0),), now=0)
+def test_a_throttled_target_is_waited_for_within_the_deadline() -> None:
+    p = Plan(policy=RetryPolicy(), deadline=10, spread=0.5)
+    assert p.next((), (Skipped("a", "throttled", 2.0),), now=0) == Wait(3.0, "throttled")
+
+
+def test_all_throttled_beyond_the_deadline_is_a_rate_limit() -> None:
+    step = plan(deadline=1).next((), (Skipped("a", "throttled", 2.0),), now=0)
     assert step == GiveUp(
         f.RateLimited("every deployment is throttled: a throttled", retry_after_s=2.0)
     )

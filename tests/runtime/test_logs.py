@@ -3,7 +3,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,16 +18,8 @@ Lines = Callable[[], list[dict[str, object]]]
 
 
 @pytest.fixture
-def stream() -> Iterator[io.BytesIO]:
-    root = logging.getLogger()
-    level = root.level
-    yield io.BytesIO()
-    for handler in root.handlers[:]:
-        if isinstance(handler, logs._Bridge):
-            root.removeHandler(handler)
-    root.setLevel(level)
-    structlog.reset_defaults()
-    logs._setup = None
+def stream() -> io.BytesIO:
+    return io.BytesIO()
 
 
 @pytest.fixture

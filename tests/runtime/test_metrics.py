@@ -166,6 +166,12 @@ def test_a_gauge_adds_or_takes_the_greatest_or_names_its_process() -> None:
     assert found["breakwater_config_revision", (("process", "p1"),)] == 2
 
 
+def test_a_gauge_that_is_set_to_a_truth_value_spoils_nothing() -> None:
+    registry = Registry("p0")
+    registry.gauge("breakwater_bus_connected").set(True)
+    assert samples(registry) == {("breakwater_bus_connected", (("process", "p0"),)): 1.0}
+
+
 def test_a_snapshot_that_cannot_be_read_is_left_out_and_counted() -> None:
     registry = Registry()
     registry.counter("breakwater_unpriced_total", model="m").add()
@@ -216,7 +222,7 @@ def test_help_and_type_come_once_before_the_samples_of_a_family() -> None:
         "# HELP breakwater_inflight Requests or attempts in hand.\n"
         "# TYPE breakwater_inflight gauge\n"
         'breakwater_inflight{actor="a"} 2.5\n'
-        'breakwater_inflight{actor="b"} 1\n'
+        'breakwater_inflight{actor="b"} 1.0\n'
     )
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 from anyio.abc import TaskGroup
 from tests.virtual_time import VirtualTimeLoop
@@ -44,7 +45,7 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 
 class Part(Actor):
-    """An actor that serves `test.<kind>` and does as it is told."""
+    """An actor that serves `bw.v1.work.<name>` and does as it is told."""
 
     kind: ClassVar[str] = "part"
 
@@ -63,7 +64,7 @@ class Part(Actor):
         if (error := self.stage.start_errors.get(self.name)) is not None:
             raise error
         bus = self.context.bus
-        await bus.subscribe(f"test.{self.name}", self.answer, queue="q")
+        await bus.subscribe(f"bw.v1.work.{self.name}", self.answer, queue="q")
         store = await bus.store("b")
         await store.watch(self.see)
         bus.on_reconnect(lambda: self.stage.story.append(f"reconnect {self.name}"))
@@ -143,7 +144,7 @@ class Stage:
         self.beats.append((asyncio.get_running_loop().time(), beat))
 
     async def ask(self, name: str) -> bytes:
-        return (await self.observer.ask(f"test.{name}", timeout_s=1.0)).data
+        return (await self.observer.ask(f"bw.v1.work.{name}", timeout_s=1.0)).data
 
     async def run(self) -> None:
         self.code = await self.supervisor.run()
@@ -156,7 +157,8 @@ async def running(stage: Stage) -> AsyncIterator[Stage]:
         group.start_soon(stage.run)
         await anyio.sleep(0.1)
         yield stage
-        stage.supervisor.drain()
+        if not stage.supervisor.draining:
+            stage.supervisor.drain()
 
 
 async def test_actors_start_in_order_and_serve() -> None:
@@ -248,6 +250,22 @@ async def test_a_machine_that_refuses_later_is_asked_again() -> None:
         del stage.start_errors["edge"]
         await anyio.sleep(BACKOFF_CAP_S)
         assert stage.supervisor.ready() == {}
+
+
+async def test_every_actor_is_a_micro_service_with_what_it_serves() -> None:
+    async with running(Stage("router", "worker")) as stage:
+        await stage.ask("worker")
+        stats = await stage.observer.ask("$SRV.STATS.breakwater-worker.worker-1", timeout_s=1)
+        found = msgspec.json.decode(stats.data)
+        assert found["name"] == "breakwater-worker"
+        (endpoint,) = found["endpoints"]
+        assert (endpoint["name"], endpoint["subject"]) == ("work", "bw.v1.work.worker")
+        assert (endpoint["num_requests"], endpoint["queue_group"]) == (1, "q")
+        pings = []
+        await stage.observer.subscribe("pings", lambda message: pings.append(message.data))
+        stage.observer.publish("$SRV.PING", reply="pings")
+        await anyio.sleep(0.1)
+        assert len(pings) == 2
 
 
 async def test_a_failing_load_report_restarts_only_that_actor() -> None:
@@ -371,6 +389,7 @@ async def test_a_second_signal_stops_at_once() -> None:
         begun = loop.time()
         stage.supervisor.drain()
         await anyio.sleep(3)
+        stage.supervisor.drain()
     assert loop.time() == pytest.approx(begun + 3, abs=0.1)
     assert "stop edge" in stage.story
     assert stage.code == 0

@@ -111,7 +111,7 @@ _ALL: Final = (
     _public("moonshot-cn", "https://api.moonshot.cn/v1", "MOONSHOT_API_KEY", automatic=False),
     _public("morph", "https://api.morphllm.com/v1", "MORPH_API_KEY"),
     _public("nebius", "https://api.tokenfactory.nebius.com/v1", "NEBIUS_API_KEY"),
-    _public("novita", "https://api.novita.ai/openai/v1", "NOVITA_API_KEY"),
+    _public("novita", "https://api.novita.ai/openai", "NOVITA_API_KEY"),
     _public("nscale", "https://inference.api.nscale.com/v1", "NSCALE_API_KEY"),
     _public(
         "nvidia", "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", "NVIDIA_NIM_API_KEY"

@@ -47,6 +47,7 @@ def _public(name: str, provider: Provider, model: str, key: KeyRef) -> Model:
 
 
 def _simulated(url: str) -> dict[str, Model]:
+    # Each lane can be told to fail on its own, so nothing shares one.
     def deployment(id_: str, lane: str, model: str) -> Deployment:
         return Deployment(
             id=id_, provider="simulator", model=model, wire="openai", base_url=f"{url}/{lane}/v1"
@@ -56,5 +57,5 @@ def _simulated(url: str) -> dict[str, Model]:
     singles = ("fast-classifier", "gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
     return {
         "main-model": Model("main-model", main, strategy="least-busy"),
-        **{name: Model(name, (deployment(f"sim-{name}", "a", name),)) for name in singles},
+        **{name: Model(name, (deployment(f"sim-{name}", name, name),)) for name in singles},
     }

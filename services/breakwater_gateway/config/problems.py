@@ -11,6 +11,9 @@ from msgspec import Struct
 PROBLEMS_MAX: Final = 500
 """Kept of one file; the rest is counted, so a hostile file cannot make an endless report."""
 
+_COMPARISONS_MAX: Final = 50_000
+"""Of names, for one file's suggestions: some 10 microseconds each."""
+
 _SHOWN_MAX: Final = 60
 _NEAREST_MAX: Final = 100
 """Longest name that is compared with the valid ones: nobody mistypes more."""
@@ -69,6 +72,7 @@ class Report:
         self.source = source
         self.problems: list[Problem] = []
         self.omitted = 0
+        self._comparisons = _COMPARISONS_MAX
 
     @property
     def full(self) -> bool:
@@ -88,8 +92,10 @@ class Report:
             raise self.error()
 
     def nearest(self, word: str, names: Iterable[str]) -> str:
-        """The closest of `names`, or nothing when none is close (or the report is full anyway)."""
-        return "" if self.full else nearest(word, names)
+        """The closest of `names`; nothing when none is close or this file has had its comparisons."""
+        candidates = list(names)
+        self._comparisons -= len(candidates)
+        return nearest(word, candidates) if self._comparisons > 0 else ""
 
 
 def render(path: Path) -> str:

@@ -328,7 +328,12 @@ class Router(Actor):
             model=model,
             model_name=asked.model,
             options=options,
-            plan=Plan(policy=model.retry, deadline=now + total_s, first_key=self._turn),
+            plan=Plan(
+                policy=model.retry,
+                deadline=now + total_s,
+                first_key=self._turn,
+                spread=self.context.clock.draw(),
+            ),
             began=now,
         )
         if isinstance(asked, ChatRequest):

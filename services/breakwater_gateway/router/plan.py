@@ -21,7 +21,8 @@ from breakwater_protocol import failures as f
 
 BUSY_TRIES_MAX: Final = 8
 """How often one request may be turned away by full or vanished workers before it counts as overload."""
-BUSY_WAIT_S: Final = 0.05
+SPREAD_MAX_S: Final = 2.0
+_NEVER: Final = float("inf")
 
 
 class Candidate(Struct, frozen=True):
@@ -93,8 +94,12 @@ class _Tried:
 
 
 class Plan:
-    def __init__(self, *, policy: RetryPolicy, deadline: float, first_key: int = 0) -> None:
-        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys."""
+    def __init__(
+        self, *, policy: RetryPolicy, deadline: float, first_key: int = 0, spread: float = 0.0
+    ) -> None:
+        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys, `spread` (drawn in
+        [0, 1)) those that wait for the same throttled target."""
+        self._spread = spread
         self._policy = policy
         self._first_key = first_key
         self.deadline = deadline
@@ -206,8 +211,20 @@ class Plan:
                 return self._take(candidate)
             if when < self.deadline:
                 return Wait(when, "backoff")
+        when = min((self._after_pause(s, now) for s in skipped), default=_NEVER)
+        if when < self.deadline:
+            return Wait(when, "throttled")
         waits = [s.until for s in skipped if s.until is not None and s.until > now]
         return self._nothing_left(min(waits, default=None), now, skipped)
+
+    def _after_pause(self, skipped: Skipped, now: float) -> float:
+        """When a throttled target may be asked by this request: those that wait do not come as one."""
+        if skipped.reason != "throttled" or skipped.until is None:
+            return _NEVER
+        tried = self._tried.get(skipped.deployment)
+        if tried is not None:
+            return max(tried.not_before, skipped.until) if tried.again else _NEVER
+        return skipped.until + self._spread * min(SPREAD_MAX_S, skipped.until - now)
 
     def _nothing_left(self, until: float | None, now: float, skipped: tuple[Skipped, ...]) -> Step:
         if self.last is not None and not isinstance(self.last, f.WorkerLost):

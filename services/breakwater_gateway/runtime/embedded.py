@@ -90,12 +90,20 @@ def server_conf(
 
 class EmbeddedServer:
     def __init__(
-        self, process: asyncio.subprocess.Process, host: str, port: int, data_dir: Path
+        self,
+        process: asyncio.subprocess.Process,
+        *,
+        host: str,
+        port: int,
+        data_dir: Path,
+        file_store_max: int,
     ) -> None:
         self._process = process
         self.host = host
         self.port = port
         self.data_dir = data_dir
+        self.file_store_max = file_store_max
+        """Bytes for all its streams together, `max_bytes` of each set aside when it is made."""
 
     @property
     def url(self) -> str:
@@ -149,6 +157,7 @@ async def start_nats_server(
     data_dir, lock = _lock(data_dir)
     with lock:
         chosen = port or _free_port(host)
+        room = file_store_max or _file_store_max(data_dir)
         name = f"breakwater-{secrets.token_hex(4)}"
         path = data_dir / "nats.conf"
         path.write_text(
@@ -157,7 +166,7 @@ async def start_nats_server(
                 port=chosen,
                 name=name,
                 store=data_dir / "jetstream",
-                file_store_max=file_store_max or _file_store_max(data_dir),
+                file_store_max=room,
                 conf=conf or {},
             )
         )
@@ -180,7 +189,7 @@ async def start_nats_server(
                 # Ctrl-C is for the supervisor, which stops the server last.
                 start_new_session=True,
             )
-    server = EmbeddedServer(process, host, chosen, data_dir)
+    server = EmbeddedServer(process, host=host, port=chosen, data_dir=data_dir, file_store_max=room)
     try:
         await _ready(server, name)
     except BaseException:

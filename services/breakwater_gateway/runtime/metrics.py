@@ -270,7 +270,7 @@ class Family(Struct, frozen=True, array_like=True):
     kind: Kind
     bounds: list[float]
     # Not `float` alone: that would decode whole numbers as floats, and lose exactness beyond 2^53.
-    values: list[tuple[Labels, int | float]] = []  # noqa: PYI041
+    values: list[tuple[Labels, int | float]] = []
     histograms: list[tuple[Labels, HistogramValue]] = []
 
 
@@ -367,6 +367,9 @@ class Registry:
                 if isinstance(handle, HistogramHandle):
                     value = HistogramValue(handle.counts, handle.total)
                     family.histograms.append((labels, value))
+                elif isinstance(handle, GaugeHandle):
+                    # A gauge may have been set to a bool, which is no number to msgpack.
+                    family.values.append((labels, float(handle.value)))
                 else:
                     family.values.append((labels, handle.value))
             families.append(family)
@@ -520,4 +523,4 @@ def _number(value: float) -> str:
         return "-Inf"
     if value != value:  # noqa: PLR0124 - the test for NaN that needs no import
         return "NaN"
-    return repr(value + 0)  # a bool is a number too
+    return repr(value)

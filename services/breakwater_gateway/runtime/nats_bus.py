@@ -71,6 +71,7 @@ OUTBOX_BYTES_MAX: Final = 64 * 1024 * 1024
 SUBSCRIPTION_MAX: Final = 262_144
 SUBSCRIPTION_BYTES_MAX: Final = 128 * 1024 * 1024
 CONNECT_S: Final = 2
+CLAIM_S: Final = 1.5
 CLAIM_STREAM: Final = StreamConfig(
     # Not below the root's own subjects: several Breakwaters may share a server, and this stream.
     name="BREAKWATER_CLAIMS",
@@ -258,7 +259,9 @@ class NatsBus:
             self._claims_ready = True
         for last in (False, False, True):
             try:
-                await jetstream.publish(f"_CLAIM.{subject}", data, headers=headers)
+                await jetstream.publish(
+                    f"_CLAIM.{subject}", data, headers=headers, timeout_s=CLAIM_S
+                )
             except NoResponders:  # a memory stream goes with its server
                 if last:
                     raise

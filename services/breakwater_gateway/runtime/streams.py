@@ -31,6 +31,7 @@ NOT_ENABLED_FOR_ACCOUNT: Final = 10039
 STREAM_NAME_IN_USE: Final = 10058
 STREAM_NOT_FOUND: Final = 10059
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+NO_ROOM: Final = 10047
 STORE_FAILED: Final = 10077
 # The same code says "this subject has its message" and "the stream is full"; only the text differs.
 SUBJECT_FULL: Final = "maximum messages per subject exceeded"
@@ -171,6 +172,10 @@ class JetStream:
         try:
             await self.request(f"STREAM.CREATE.{config.name}", config, _Reply)
         except JetStreamError as error:
+            if error.code == NO_ROOM:
+                # The server sets a stream's `max_bytes` aside when it is made.
+                mend = f"raise its max_{config.storage}_store, or let {config.name} keep less"
+                raise JetStreamError(error.code, f"{error.text}; {mend}", self._where) from None
             if error.code != STREAM_NAME_IN_USE:
                 raise
         else:

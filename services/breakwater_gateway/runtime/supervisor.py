@@ -35,6 +35,7 @@ from breakwater_gateway.runtime.bus import (
 from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.lag import LagProbe
 from breakwater_gateway.runtime.logs import flush_logs, get_log
+from breakwater_gateway.runtime.micro import Endpoint, MicroService
 from breakwater_gateway.runtime.service import ConfigHolder
 from breakwater_gateway.runtime.telemetry import Log, Metrics
 from breakwater_protocol.events import Heartbeat
@@ -219,8 +220,8 @@ class Supervisor:
 
     def bus_closed(self, reason: str) -> None:
         """For the bus to call when it is closed for good; without it a heartbeat finds out."""
-        self._log.error("bus_closed", reason=reason)
-        if self._session is not None:
+        if self._session is not None and not self._session.drained:
+            self._log.error("bus_closed", reason=reason)
             self._session.lose()
 
     async def run(self) -> int:
@@ -343,7 +344,7 @@ class Supervisor:
         self, slot: _Slot, session: _Session, begun: Callable[[], None]
     ) -> Exception | None:
         """One life. What ended it, None when it was told to leave."""
-        view = _BusView(session.bus, slot.fail)
+        view = _BusView(session.bus, self._subjects, slot.fail)
         session.views.add(view)
         actor: Actor | None = None
         slot.waiting, slot.error, slot.up_since = "starting", None, 0.0
@@ -353,6 +354,7 @@ class Supervisor:
                 actor = slot.spec.factory(self._context(slot, view))
                 with anyio.fail_after(START_S):
                     await actor.start(tasks)
+                    await self._register(slot, view)
                 if actor.config_revision != self._config.revision:
                     actor.on_config(self._config.config, self._config.revision)
                 slot.actor, slot.waiting = actor, ""
@@ -389,6 +391,19 @@ class Supervisor:
         with anyio.move_on_after(STOP_S):
             if not session.lost:
                 await view.end()
+
+    async def _register(self, slot: _Slot, view: "_BusView") -> None:
+        """`nats micro ls` sees the actor. Its counters begin anew with each life."""
+        service = MicroService(
+            view,
+            f"breakwater-{slot.kind}",
+            slot.id,
+            __version__,
+            slot.spec.description or f"Breakwater's {slot.kind}",
+            view.endpoints,
+            started=self._clock.wall(),
+        )
+        await service.start()
 
     def _context(self, slot: _Slot, view: "_BusView") -> Context:
         return Context(
@@ -532,9 +547,12 @@ class Supervisor:
 class _BusView:
     """A bus as one life of an actor sees it: its subscriptions, watches and callbacks end with it."""
 
-    def __init__(self, bus: Bus, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, bus: Bus, subjects: Subjects, fail: Callable[[Exception], None]) -> None:
         self._bus = bus
+        self._subjects = subjects
         self._fail = fail
+        self.endpoints: list[Endpoint] = []
+        """What the actor serves: every subscription to something that is asked, not told to all."""
         self._ended = False
         self._callbacks: list[Callable[[], None]] = []
         self._subscriptions: set[_ViewSubscription] = set()
@@ -576,10 +594,34 @@ class _BusView:
             if not self._ended:
                 handler(message)
 
-        inner = await self._bus.subscribe(subject, hear, queue=queue)
+        def answer(message: Message) -> None:
+            endpoint.requests += 1
+            try:
+                hear(message)
+            except Exception as error:
+                endpoint.errors += 1
+                endpoint.last_error = type(error).__name__
+                raise
+
+        if self._is_endpoint(subject):
+            endpoint = self._endpoint(subject, queue)
+            inner = await self._bus.subscribe(subject, answer, queue=queue)
+        else:
+            inner = await self._bus.subscribe(subject, hear, queue=queue)
         subscription = _ViewSubscription(inner, self._subscriptions)
         self._subscriptions.add(subscription)
         return subscription
+
+    def _is_endpoint(self, subject: str) -> bool:
+        return subject.startswith(f"{self._subjects.root}.") and not self._subjects.is_broadcast(
+            subject
+        )
+
+    def _endpoint(self, subject: str, queue: str) -> Endpoint:
+        name = subject[len(self._subjects.root) + 1 :].partition(".")[0]
+        endpoint = Endpoint(name, subject, queue=queue)
+        self.endpoints.append(endpoint)
+        return endpoint
 
     async def store(
         self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1

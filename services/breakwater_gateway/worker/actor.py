@@ -514,7 +514,9 @@ class Worker(Actor):
 
     def _publish_event(self, run: _Run, failure: f.Failure | None, *, partial: str) -> None:
         work, context = run.work, self.context
-        outcome = "partial" if partial else ("ok" if failure is None else f.kind(failure))
+        outcome = "ok" if failure is None else f.kind(failure)
+        if partial and not isinstance(failure, f.Cancelled):
+            outcome = "partial"
         first_ms = run.clock.first_token_ms()
         duration_s = context.clock.now() - run.clock.began
         at = context.clock.wall()
