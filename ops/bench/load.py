@@ -83,7 +83,7 @@ class Run:
         self._idle: deque[Slot] = deque()
         self._waiting: deque[int] = deque()
         self._busy = 0
-        self._ending = False
+        self.ending = False
         self._begin = self._end = 0
         self._latency: list[float] = []
         self._first: list[float] = []
@@ -115,7 +115,7 @@ class Run:
         await asyncio.sleep(plan.seconds)
         print("end", flush=True)
         spent = time.process_time() - before
-        self._ending = True
+        self.ending = True
         if self._busy or self._waiting:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), PATIENCE_S)
@@ -168,7 +168,7 @@ class Run:
         else:
             self._busy -= 1
             self._idle.append(slot)
-            if self._ending and not self._busy and not self._waiting:
+            if self.ending and not self._busy and not self._waiting:
                 self.over.set()
 
     def answered(self, slot: Slot, *, due: int, now: int) -> None:
@@ -204,8 +204,10 @@ class Run:
 class HttpSlot(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
-    def __init__(self, run: Run, request: bytes) -> None:
+    def __init__(self, run: Run, request: bytes, host: str, port: int) -> None:
         self._run = run
+        self._address = (host, port)
+        self._again: asyncio.Task[None] | None = None
         head, mark, tail = request.partition(COUNTER)
         assert mark
         self._head, self._tail = head, tail
@@ -221,8 +223,12 @@ class HttpSlot(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast: uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        self._reset()
 
     def send(self, due_ns: int) -> None:
+        if self._transport.is_closing():
+            self._run.failed(self, now=time.monotonic_ns(), why=b"the connection was closed")
+            return
         self._due = due_ns
         self._busy = True
         self._text = b""
@@ -260,6 +266,15 @@ class HttpSlot(asyncio.Protocol):
         if self._busy:
             self._busy = False
             self._run.failed(self, now=time.monotonic_ns(), why=b"connection lost: %r" % exc)
+        if not self._run.ending:
+            self._again = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        while not self._run.ending:
+            with contextlib.suppress(OSError):  # refused: whoever serves is being restarted
+                await asyncio.get_running_loop().create_connection(lambda: self, *self._address)
+                return
+            await asyncio.sleep(0.05)
 
 
 async def http_slots(run: Run, url: str) -> list[Slot]:
@@ -275,7 +290,9 @@ async def http_slots(run: Run, url: str) -> list[Slot]:
     loop = asyncio.get_running_loop()
     slots: list[Slot] = []
     for _ in range(run.plan.connections):
-        _, slot = await loop.create_connection(lambda: HttpSlot(run, request), host, port)
+        _, slot = await loop.create_connection(
+            lambda: HttpSlot(run, request, host, port), host, port
+        )
         slots.append(slot)
     return slots
 

@@ -164,6 +164,17 @@ def cpu_s(pids: Iterable[int]) -> float:
     return ticks / _TICKS
 
 
+def busy_s(cpus: Collection[int]) -> float:
+    """Time that these cores have spent on processes of anybody, interrupts left out (proc(5), /proc/stat)."""
+    wanted = {f"cpu{number}" for number in cpus}
+    ticks = 0
+    for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            ticks += sum(map(int, fields[:3]))
+    return ticks / _TICKS
+
+
 def resident_mb(pids: Iterable[int]) -> float:
     """Resident memory of the processes and their descendants; pages they share count for each."""
     pages = 0

@@ -24,6 +24,8 @@ from ops.bench.wire import MODEL
 STREAMS: Final = 200
 STREAM_TOKENS: Final = 100
 TOKENS_PER_S: Final = 50
+FOREIGN_MAX: Final = 0.05
+"""Of the gateway's core; with more of it gone, delays say nothing about the gateway."""
 HELD: Final = 500
 """Streams held open at once while memory is read."""
 STEPS: Final = (100, 200, 300, 400, 600, 800, 1000, 1200)
@@ -52,6 +54,10 @@ class Bench:
         if report.errors or report.unanswered:
             self.problems.append(
                 f"{where}: {report.errors} errors, {report.unanswered} unanswered, e.g. {report.sample}"
+            )
+        if measured.foreign > FOREIGN_MAX:
+            self.problems.append(
+                f"{where}: other programs took {measured.foreign:.0%} of the gateway's core"
             )
         if report.short:
             self.problems.append(f"{where}: {report.short} streams ended short")

@@ -19,6 +19,7 @@ from ops.bench.processes import (
     Cores,
     Failed,
     Process,
+    busy_s,
     cpu_s,
     free_ports,
     python,
@@ -28,6 +29,7 @@ from ops.bench.processes import (
 )
 from ops.bench.wire import COUNTER, MODEL, body
 
+DIRECT: Final = "direct"
 CHAT: Final = "/v1/chat/completions"
 FLEET: Final = ("edge", "router", "worker", "health")
 
@@ -63,6 +65,8 @@ class Measured(Struct, frozen=True):
     """Of the peer, within the measured window."""
     resident_mb: float
     """At the end of the window."""
+    foreign: float
+    """Share of the gateway's core that went to processes which are neither gateway nor harness."""
 
     @property
     def cpu_ms_per_request(self) -> float:
@@ -103,7 +107,7 @@ def provider(cpus: Cores, *, interval_ms: float = 20.0) -> Iterator[Peer]:
     argv = python("ops.bench.upstream", "--port", port, "--interval-ms", interval_ms)
     with running("provider", argv, cpus=cpus.harness) as process:
         wait_for("listening", lambda: status(port, "/v1/models") == 200, process)
-        yield Peer("direct", port, (process,))
+        yield Peer(DIRECT, port, (process,))
 
 
 def configuration(provider_port: int, *, models: int = 1, targets: int = 1) -> str:
@@ -276,8 +280,9 @@ def drive(
     with running(f"load on {peer.name}", argv, cpus=cpus.harness) as load:
         patience_s = warmup_s + seconds + 60
         wait_for("warm", lambda: "begin\n" in load.said(), load, patience_s=patience_s)
-        before = peer.cpu_s()
+        before, busy, begun = peer.cpu_s(), busy_s(cpus.gateway), time.monotonic()
         wait_for("done", lambda: "end\n" in load.said(), load, patience_s=patience_s)
+        took, busy = time.monotonic() - begun, busy_s(cpus.gateway) - busy
         spent, resident = peer.cpu_s() - before, peer.resident_mb()
         deadline = time.monotonic() + patience_s
         while load.alive() and time.monotonic() < deadline:
@@ -287,7 +292,10 @@ def drive(
         report = msgspec.json.decode(said.rpartition("end\n")[2], type=Report)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise Failed(f"the load on {peer.name} reported nothing:\n{said}") from error
-    return Measured(report=report, cpu_s=spent, resident_mb=resident)
+    # What is called directly lives on the other core; unpinned, nobody's share can be told apart.
+    told_apart = cpus.pinned and peer.name != DIRECT
+    foreign = max(0.0, busy - spent) / took if told_apart else 0.0
+    return Measured(report=report, cpu_s=spent, resident_mb=resident, foreign=foreign)
 
 
 def versions() -> dict[str, str]:

@@ -254,6 +254,38 @@ class _Inbox:
         return data, headers
 
 
+class _Listener:
+    """The messages of one subscription; of too many, the last."""
+
+    def __init__(self, subject: str, waiting_max: int) -> None:
+        self.subject = subject
+        self._waiting: deque[Heard] = deque(maxlen=waiting_max)
+        self._missed = 0
+        self._error: BreakwaterError | None = None
+        self._arrived = asyncio.Event()
+
+    async def take(self, message: "Msg") -> None:
+        if len(self._waiting) == self._waiting.maxlen:
+            self._missed += 1
+        self._waiting.append(Heard(message.subject, message.data, message.headers or _NO_HEADERS))
+        self._arrived.set()
+
+    def fail(self, error: BreakwaterError) -> None:
+        self._error = error
+        self._arrived.set()
+
+    async def next(self) -> Heard:
+        while not self._waiting:
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        heard = self._waiting.popleft()
+        if self._missed:
+            heard, self._missed = msgspec.structs.replace(heard, missed=self._missed), 0
+        return heard
+
+
 class _Connection:
     """The connection and its one wildcard inbox. Everything that touches nats-py is here."""
 
@@ -279,6 +311,7 @@ class _Connection:
         self._prefix = ""
         self._opened = 0
         self._inboxes: dict[str, _Inbox] = {}
+        self._listeners: set[_Listener] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pings: set[asyncio.Future[float]] = set()
         self._suspicion: asyncio.Task[None] | None = None
@@ -513,36 +546,22 @@ class _Connection:
         return task
 
     async def listen(self, subject: str, *, waiting_max: int) -> AsyncGenerator[Heard, None]:
+        from nats import errors
+
         nats = self._live()
-        waiting: deque[Heard] = deque()
-        missed = 0
-        arrived = asyncio.Event()
-
-        async def take(message: "Msg") -> None:
-            nonlocal missed
-            if len(waiting) >= waiting_max:
-                waiting.popleft()
-                missed += 1
-            waiting.append(Heard(message.subject, message.data, message.headers or _NO_HEADERS))
-            arrived.set()
-
-        subscription = await nats.subscribe(subject, cb=take)
+        listener = _Listener(subject, waiting_max)
+        try:
+            subscription = await nats.subscribe(subject, cb=listener.take)
+        except errors.BadSubjectError as error:
+            raise ValueError(f"not a subject to listen to: {subject[:80]!r}") from error
+        except errors.Error as error:
+            raise ConnectionLost(f"cannot listen to {subject}: {error}") from error
+        self._listeners.add(listener)
         try:
             while True:
-                while waiting:
-                    heard = waiting.popleft()
-                    if missed:
-                        heard, missed = msgspec.structs.replace(heard, missed=missed), 0
-                    yield heard
-                arrived.clear()
-                while not arrived.is_set():
-                    self._live()
-                    try:
-                        async with asyncio.timeout(1.0):
-                            await arrived.wait()
-                    except TimeoutError:
-                        continue
+                yield await listener.next()
         finally:
+            self._listeners.discard(listener)
             if not nats.is_closed:
                 await subscription.unsubscribe()
 
@@ -576,12 +595,17 @@ class _Connection:
             return
         for inbox in tuple(self._inboxes.values()):
             # nats-py hands the server's words on in lower case.
-            if denied[1] == "subscription" or inbox.asked.lower() == denied[2]:
+            if inbox.asked.lower() == denied[2] or self._prefix + "*" == denied[2]:
                 inbox.fail(_denied(f"NATS does not permit this: {error}"))
+        for listener in self._listeners:
+            if listener.subject.lower() == denied[2]:
+                listener.fail(_denied(f"NATS does not permit this: {error}"))
 
     async def _on_closed(self) -> None:
         for inbox in tuple(self._inboxes.values()):
             inbox.fail(ConnectionLost(f"the connection to {self._url} was closed"))
+        for listener in self._listeners:
+            listener.fail(ConnectionLost(f"the connection to {self._url} was closed"))
 
 
 class ChatStream:
@@ -815,11 +839,13 @@ class Client:
         )
 
     def listen(self, subject: str, *, waiting_max: int = 4096) -> AsyncGenerator[Heard, None]:
-        """Messages of a subject or wildcard, from the moment of the first `anext`.
+        """Messages of a subject or wildcard, from the moment of the first `anext`. Close it when done.
 
-        A reader that lets more than `waiting_max` wait loses the oldest and is told how many.
+        Raises `ValueError` for what is no subject, `NotPermitted` and `ConnectionLost`. A reader that lets more than `waiting_max` wait loses the oldest and is told how many.
         """
-        return self._connection.listen(subject, waiting_max=waiting_max)
+        return self._connection.listen(
+            subject, waiting_max=int(_positive(waiting_max, "waiting_max"))
+        )
 
     async def server(self) -> ServerInfo:
         """The NATS server this client talks to, and one round trip to it. Raises `ConnectionLost`."""

@@ -17,7 +17,7 @@ from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
-from breakwater_protocol.events import AttemptFinished, BreakerChanged
+from breakwater_protocol.events import AttemptFinished, BreakerChanged, Evidence
 from breakwater_protocol.subjects import Subjects, encode_token
 from breakwater_protocol.views import BreakerBoard
 
@@ -121,23 +121,9 @@ class Cluster:
         }
         for letter in story:
             outcome, against, stalled = outcomes[letter]
-            event = AttemptFinished(
-                request="r",
-                attempt=1,
-                tenant="t",
-                model="m",
-                deployment=target,
-                target=target,
-                provider="p",
-                worker="w",
-                outcome=outcome,
-                at=wall(),
-                epoch=epoch,
-                against_target=against,
-                in_stall=stalled,
-            )
             self.listener.publish(
-                SUBJECTS.attempt.at(target, outcome), SUBJECTS.attempt.encode(event)
+                SUBJECTS.attempt.at(target, outcome),
+                attempt(outcome, target, epoch=epoch, against=against, stalled=stalled),
             )
         await self.settled()
 
@@ -160,6 +146,46 @@ class Cluster:
 
 def wall() -> float:
     return WALL + anyio.current_time() - START
+
+
+def attempt(
+    outcome: str,
+    target: str = A,
+    *,
+    epoch: int = 0,
+    against: bool = False,
+    stalled: bool = False,
+) -> bytes:
+    return SUBJECTS.attempt.encode(
+        AttemptFinished(
+            request="r",
+            attempt=1,
+            tenant="t",
+            model="m",
+            deployment=target,
+            target=target,
+            provider="p",
+            worker="w",
+            outcome=outcome,
+            at=wall(),
+            epoch=epoch,
+            against_target=against,
+            in_stall=stalled,
+        )
+    )
+
+
+def opened(target: str, *, epoch: int, for_s: float) -> BreakerChanged:
+    return BreakerChanged(
+        target=target,
+        state="open",
+        cause="operator",
+        evidence=Evidence(),
+        until=wall() + for_s,
+        epoch=epoch,
+        previous="closed",
+        at=wall(),
+    )
 
 
 @asynccontextmanager
@@ -253,9 +279,9 @@ async def test_an_hours_wait_is_woken_to_the_second() -> None:
     async with cluster() as c:
         await c.start("h1", config(A, policy=hour))
         await c.attempts("fffff")
-        opened = c.changes[0]
-        await anyio.sleep(opened.until - wall() + 0.001)
-        assert opened.until - opened.at >= 1_800.0
+        first = c.changes[0]
+        await anyio.sleep(first.until - wall() + 0.001)
+        assert first.until - first.at >= 1_800.0
         assert [change.state for change in c.changes] == ["open", "half_open"]
 
 
@@ -317,6 +343,38 @@ async def test_a_standby_counts_what_it_heard_while_nobody_led() -> None:
         assert c.story == []
         await anyio.sleep(FAILOVER_S)
         assert c.story == [("open", 1)]
+
+
+async def test_a_change_that_was_heard_but_not_kept_is_kept_by_the_successor() -> None:
+    async with cluster() as c:
+        await c.start("h1", config(A))
+        await c.start("h2", config(A))
+        await c.settled()
+        c.buses["h1"].cut_off()
+        last_words = opened(A, epoch=7, for_s=60.0)
+        c.listener.publish(SUBJECTS.health.at(A, "open"), SUBJECTS.health.encode(last_words))
+        await anyio.sleep(FAILOVER_S)
+        assert await c.kept() == last_words
+        await c.until("half_open")
+        assert c.story == [("open", 7), ("half_open", 8)]
+
+
+async def test_an_actor_restarted_under_its_own_name_leads_on_at_once() -> None:
+    async with cluster() as c:
+        await c.start("h1", config(A))
+        c.buses["h1"].cut_off()
+        await c.start("h1", config(A))
+        assert c.leaders() == ["h1"]
+
+
+async def test_a_value_deleted_by_somebody_else_is_kept_again_with_the_next_change() -> None:
+    async with cluster() as c:
+        await c.start("h1", config(A))
+        await c.attempts("fffff")
+        await (await c.listener.store(HEALTH_BUCKET)).delete(encode_token(A))
+        await c.until("half_open")
+        await c.settled()
+        assert await c.kept() == c.changes[-1]
 
 
 async def test_a_newcomer_with_nobody_left_goes_on_from_what_was_kept() -> None:
@@ -441,10 +499,14 @@ async def test_keys_that_are_not_ours_and_values_that_do_not_decode_hurt_nothing
         await store.put("not.a-token", b"{}")
         await store.put("gone", b"{}")
         await store.put(encode_token(A), b"\xff not json")
-        await c.start("h1", config(A))
+        strange = opened(A, epoch=9, for_s=100.0)
+        await store.put(encode_token(B), SUBJECTS.health.encode(strange))
+        health = await c.start("h1", config(A, B))
+        assert health.load().view_hash == BreakerBoard().hash()
         await c.attempts("fffff")
+        await c.attempts("fffff", B)
         await anyio.sleep(0.1)
-        assert await c.kept() == c.changes[0]
+        assert [await c.kept(A), await c.kept(B)] == c.changes
         assert "gone" not in await store.keys()
 
 
@@ -470,8 +532,8 @@ async def test_transitions_are_counted_and_the_state_shown() -> None:
             for state in ("closed", "open", "half_open")
         }
         assert shown == {"closed": 0, "open": 0, "half_open": 1}
-        opened = metrics.counter("breakwater_breaker_transitions_total", state="open", **labels)
-        assert opened.value == 1
+        entered = metrics.counter("breakwater_breaker_transitions_total", state="open", **labels)
+        assert entered.value == 1
 
 
 async def test_virtual_time_jumps_to_the_next_timer() -> None:

@@ -251,9 +251,6 @@ async def test_what_came_before_a_cut_is_still_read(client: FastClient) -> None:
         b"HTTP/1.1 200 OK\r\nA: 1\x00\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\nx",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 1\r\n\r\nx",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: abcdefgh\r\n" * 10_000 + b"\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"e" * 400_000,
@@ -271,6 +268,20 @@ async def test_what_is_not_proper_http_is_refused(client: FastClient, response: 
         with pytest.raises(MalformedHttp):
             await fetched(client, server.url)
         assert opened(client) == 0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+)
+async def test_an_unknown_or_broken_coding_is_refused(client: FastClient, response: bytes) -> None:
+    async with serving(answering(response)) as server:
+        with pytest.raises(MalformedHttp):
+            await fetched(client, server.url)
 
 
 async def test_an_endless_head_is_refused(client: FastClient) -> None:
@@ -507,7 +518,8 @@ async def test_cancelling_a_stream_is_seen_by_the_server_at_once(client: FastCli
         gone.set()
 
     async with serving(script) as server:
-        answer = await client.send(client.prepare("POST", server.url), b"{}")
+        prepared = client.prepare("POST", server.url)
+        answer = await client.send(prepared, b"{}")
         assert await answer.chunk() == b"a"
         reading = asyncio.ensure_future(answer.chunk())
         await asyncio.sleep(0)
@@ -656,9 +668,9 @@ async def test_a_failed_connection_lets_the_next_in_the_queue_try() -> None:
 
     async def script(connection: Connection) -> None:
         await connection.request()
-        if connection.number > 1:
+        while connection.number > 1:
             connection.send(LENGTH)
-            await connection.gone()
+            await connection.request()
 
     async with serving(script) as server:
         results = await asyncio.gather(

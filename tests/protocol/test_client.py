@@ -649,6 +649,8 @@ async def test_what_nats_does_not_permit_is_refused_at_once(tmp_path: Path) -> N
                 await read(ask(client))
             with pytest.raises(NoGateway):
                 await client.models()
+            with pytest.raises(NotPermitted):
+                await anext(client.listen("bw.v1.evt.>"))
         with pytest.raises(NotPermitted):
             await Client(server.url.replace("//", "//guest:wrong@")).connect()
         with pytest.raises(NotPermitted):
@@ -669,6 +671,22 @@ async def test_a_listener_hears_what_is_published_from_then_on(
     first = await hearing
     assert (first.subject, first.data, first.missed) == ("bw.v1.evt.health.a.open", b"{}", 0)
     await heard.aclose()
+
+
+async def test_a_listener_learns_that_the_connection_has_closed(shared_server: NatsServer) -> None:
+    async with Client(shared_server.url) as client:
+        heard = client.listen("x.>")
+        hearing = asyncio.ensure_future(anext(heard))
+        await client.server()
+        await client.aclose()
+        with pytest.raises(ConnectionLost):
+            await hearing
+
+
+@pytest.mark.parametrize("subject", ["", "a..b", "a b", "a.>.b", "a*"])
+async def test_what_is_no_subject_cannot_be_listened_to(client: Client, subject: str) -> None:
+    with pytest.raises(ValueError, match="not a subject"):
+        await anext(client.listen(subject))
 
 
 async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many(

@@ -147,6 +147,27 @@ def test_an_operator_may_open_and_close_it() -> None:
     assert breaker.wake_at() is None
 
 
+def test_a_reset_forgives_what_had_gathered() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    told("f f f f", breaker)
+    breaker.reset(0.0)
+    told("f f f f", breaker)
+    assert breaker.state == "closed"
+
+
+def test_failures_from_before_an_opening_do_not_count_after_it() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    told("f f f f f 4s s s s s s s s s f", breaker)
+    assert breaker.state == "closed"
+
+
+def test_a_clock_that_steps_back_does_not_shorten_an_opening() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    breaker.tick(1_000.0)
+    breaker.trip(10.0, 0.0)
+    assert breaker.wake_at() == 1_002.5
+
+
 def slow_calls(breaker: Breaker, seconds: float, count: int, now: float) -> list[Change]:
     found = []
     for _ in range(count):
@@ -267,6 +288,34 @@ def test_a_standby_that_saw_the_probes_result_acts_on_it_once_it_leads() -> None
     change = standby.decide(2.0, HALF)
     assert change is not None
     assert (change.state, change.epoch) == ("open", 3)
+
+
+def test_of_two_results_under_one_probes_epoch_the_first_counts() -> None:
+    standby = Breaker(POLICY, now=0.0)
+    standby.adopt(state="half_open", epoch=2, cause="", open_for_s=0, left_s=0, now=0.0)
+    standby.observe(Result(Verdict.failed, 2), 1.0)
+    standby.observe(Result(Verdict.healthy, 2), 1.0)
+    change = standby.decide(2.0, HALF)
+    assert change is not None
+    assert change.state == "open"
+
+
+def test_an_owner_that_knows_only_of_the_probing_opens_for_longer_than_the_first_time() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    breaker.adopt(state="half_open", epoch=2, cause="", open_for_s=0, left_s=0, now=0.0)
+    change = breaker.record(Result(Verdict.failed, 2), 0.0, 0.0)
+    assert change is not None
+    assert change.until == 5.0
+
+
+def test_evidence_of_before_does_not_outlive_what_another_owner_published() -> None:
+    standby = Breaker(POLICY, now=0.0)
+    for _ in range(4):
+        standby.observe(Result(Verdict.failed, 0), 0.0)
+    states: tuple[BreakerState, ...] = ("open", "half_open", "closed")
+    for epoch, state in enumerate(states, 1):
+        standby.adopt(state=state, epoch=epoch, cause="", open_for_s=5, left_s=0, now=0.0)
+    assert standby.record(Result(Verdict.failed, 3), 0.0, HALF) is None
 
 
 def test_a_new_owner_goes_on_with_what_is_left_of_an_opening() -> None:

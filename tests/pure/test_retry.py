@@ -141,6 +141,7 @@ def test_two_digit_years_are_of_the_last_century_only_when_far_ahead() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     assert parse_retry_after({"retry-after": "Thursday, 01-Jan-26 00:00:09 GMT"}, now) == 9.0
     assert parse_retry_after({"retry-after": "Sunday, 06-Nov-94 08:49:37 GMT"}, now) == 0.0
+    assert parse_retry_after({"retry-after": "Friday, 01-Jan-27 00:00:09 GMT"}, now) == 120.0
 
 
 @given(

@@ -310,12 +310,12 @@ class LoadLaws(RuleBasedStateMachine):
         self.board.fold(beat(worker, in_flight=rows.total(), targets=dict(rows)), self.now)
         self.known.add(worker)
 
-    @rule(worker=workers, at=targets, request=st.integers(0, 9))
+    @rule(worker=workers, at=targets, request=st.integers(0, 1))
     def we_send(self, worker: str, at: str, request: int) -> None:
         self.board.dispatched(worker, at, f"r{request}")
         self.ours.add((worker, at, f"r{request}"))
 
-    @rule(worker=workers, at=targets, request=st.integers(0, 9))
+    @rule(worker=workers, at=targets, request=st.integers(0, 1))
     def ours_ends(self, worker: str, at: str, request: int) -> None:
         self.board.finished(worker, at, f"r{request}")
         self.ours.discard((worker, at, f"r{request}"))

@@ -308,6 +308,17 @@ async def test_a_bus_closed_for_good_ends_all_actors_and_a_fresh_one_starts_them
     assert stage.code == 0
 
 
+async def test_a_machine_that_refuses_on_a_fresh_bus_is_asked_again() -> None:
+    async with running(Stage("edge")) as stage:
+        stage.connects = [MemoryBus("process", stage.hub)]
+        stage.start_errors["edge"] = OSError(98, "Address already in use")
+        await stage.bus.close()
+        await anyio.sleep(5)
+        del stage.start_errors["edge"]
+        await anyio.sleep(BACKOFF_CAP_S)
+        assert stage.supervisor.ready() == {}
+
+
 async def test_an_actor_that_meets_the_closed_bus_ends_the_session_at_once() -> None:
     async with running(Stage("router", "worker")) as stage:
         stage.connects = [MemoryBus("process", stage.hub)]

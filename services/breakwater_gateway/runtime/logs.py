@@ -334,10 +334,15 @@ def get_log(**bound: object) -> "Log":
     return cast("Log", logger)
 
 
-def flush_logs() -> None:
-    """Tries to write what standard error did not take before. Returns at once."""
-    if _setup is not None:
-        _setup.sink.flush()
+def flush_logs() -> int:
+    """Tries to write what standard error did not take before; returns at once.
+
+    How many lines this process has lost so far.
+    """
+    if _setup is None:
+        return 0
+    _setup.sink.flush()
+    return _setup.sink.dropped
 
 
 class _Bridge(logging.Handler):

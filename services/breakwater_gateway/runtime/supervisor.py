@@ -101,6 +101,8 @@ class _Slot:
         self.actor: Actor | None = None
         """Only while it serves."""
         self.waiting = "not started"
+        self.served = False
+        """It did once: what the machine refuses from then on is tried again."""
         self.failures = 0
         self.up_since = 0.0
         self.error: Exception | None = None
@@ -174,6 +176,7 @@ class Supervisor:
         self._drain_scope: anyio.CancelScope | None = None
         self._refused: StartRefused | None = None
         self._handler_errors = 0
+        self._lines_dropped = 0
         self._begun = self._clock.now()
         self._up = {
             slot.kind: metrics.gauge("breakwater_actor_up", actor=slot.kind) for slot in self._slots
@@ -322,7 +325,7 @@ class Supervisor:
             if _holds(error, BusClosed):
                 session.lose()
                 break
-            if not started and (cause := _refusal(error)) is not None:
+            if not slot.served and not started and (cause := _refusal(error)) is not None:
                 self._refused = StartRefused(slot.kind, cause)
                 self._log.error("start_refused", actor=slot.kind, error=str(cause))
                 session.group.cancel_scope.cancel()
@@ -357,7 +360,7 @@ class Supervisor:
                     await self._register(slot, view)
                 if actor.config_revision != self._config.revision:
                     actor.on_config(self._config.config, self._config.revision)
-                slot.actor, slot.waiting = actor, ""
+                slot.actor, slot.waiting, slot.served = actor, "", True
                 slot.up_since = self._clock.now()
                 self._count_up(slot.kind)
                 slot.log.info("actor_started")
@@ -439,18 +442,21 @@ class Supervisor:
     # ------------------------------------------------------------ heartbeats
 
     async def _beat_on(self, session: _Session) -> None:
-        published = self._metrics.gauge("breakwater_bus_connected")
+        connected = self._metrics.gauge("breakwater_bus_connected")
         lag = self._metrics.gauge("breakwater_loop_lag_seconds")
         errors = self._metrics.counter("breakwater_handler_errors_total")
+        dropped = self._metrics.counter("breakwater_log_lines_dropped_total")
         self._handler_errors = session.bus.handler_failures
         while True:
             self._beat(session)
-            published.set(session.bus.connected)
+            connected.set(session.bus.connected)
             lag.set(self._lag.lag_s)
             failures = session.bus.handler_failures
             errors.add(failures - self._handler_errors)
             self._handler_errors = failures
-            flush_logs()
+            lost = flush_logs()
+            dropped.add(lost - self._lines_dropped)
+            self._lines_dropped = lost
             await anyio.sleep(HEARTBEAT_S)
 
     def _beat(self, session: _Session) -> None:
@@ -473,7 +479,7 @@ class Supervisor:
             uptime_s=round(self._clock.now() - slot.up_since, 3),
             capacity=load.capacity,
             in_flight=load.in_flight,
-            draining=self._asked.is_set() or actor.draining,
+            draining=actor.draining,
             pools=list(load.pools),
             targets=load.targets,
             config_revision=actor.config_revision,
@@ -497,8 +503,8 @@ class Supervisor:
             if not self._hurried:
                 await self._drain_all()
         if self._drain_scope.cancelled_caught:
-            loads = {s.kind: s.actor.load().in_flight for s in self._slots if s.actor is not None}
-            self._log.warning("drain_incomplete", in_flight=loads)
+            cut = [slot.kind for slot in self._slots if slot.actor is not None]
+            self._log.warning("drain_incomplete", cut=cut)
         else:
             self._log.info("drained")
         session.drained = True

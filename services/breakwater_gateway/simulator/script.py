@@ -117,7 +117,7 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
 
     # Limits.
     keys: tuple[str, ...] = ()
-    """The keys that are valid; empty: any."""
+    """The keys that are valid; empty: any, and none."""
     models: tuple[str, ...] = ()
     """The models that exist; empty: any."""
     reasoning: bool | None = None

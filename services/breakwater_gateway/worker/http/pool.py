@@ -55,6 +55,7 @@ class Pool:
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_connections",
         "_dial",
         "_dialling",
         "_loop",
@@ -98,6 +99,7 @@ class Pool:
         self._multiplexes: bool | None = None if self.http2 else False
         """What the server chose in ALPN, once known."""
         self._dialling: asyncio.Future[ConnectFailed | None] | None = None
+        self._connections: set[Connection] = set()
         self.idle: deque[Http1Connection] = deque()
         self.multiplexed: list[Http2Connection] = []
         self.open = 0
@@ -196,6 +198,7 @@ class Pool:
         """It is closed, with `holds` uses of it unfinished."""
         self.in_use -= connection.holds
         connection.holds = 0
+        self._connections.discard(connection)
         if isinstance(connection, Http2Connection):
             self.multiplexed.remove(connection)
         else:
@@ -224,10 +227,8 @@ class Pool:
             waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_exception(PoolTimeout("the client is closed"))
-        for shared in tuple(self.multiplexed):
-            shared.stop()
-        while self.idle:
-            self.idle.pop().stop()
+        for connection in tuple(self._connections):
+            connection.stop()
 
     # ------------------------------------------------------------------ waiting and dialling
 
@@ -327,6 +328,7 @@ class Pool:
         self.in_use += 1
         connection.holds = 1
         connection.pooled = True
+        self._connections.add(connection)
         if isinstance(connection, Http2Connection):
             self._multiplexes = True
             self.multiplexed.append(connection)
