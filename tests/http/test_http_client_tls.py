@@ -182,7 +182,9 @@ Handle = Callable[["Http2Server", h2.events.Event], None]
 class Http2Server:
     """One connection of an HTTP/2 server; `handle` is told of each event."""
 
-    def __init__(self, connection: Connection, handle: Handle, settings: dict[int, int]) -> None:
+    def __init__(
+        self, connection: Connection, handle: Handle, settings: dict[h2.settings.SettingCodes, int]
+    ) -> None:
         self.connection = connection
         self.handle = handle
         self.events: list[h2.events.Event] = []
@@ -213,7 +215,7 @@ class Http2Server:
 
 
 def http2(handle: Handle, servers: list[Http2Server], **settings: int) -> Script:
-    values = {int(h2.settings.SettingCodes[name]): value for name, value in settings.items()}
+    values = {h2.settings.SettingCodes[name]: value for name, value in settings.items()}
 
     async def script(connection: Connection) -> None:
         server = Http2Server(connection, handle, values)
@@ -239,7 +241,7 @@ async def test_http2_is_spoken_where_it_is_offered(client: FastClient, authority
         assert await answer.read(100) == b"hello world"
         asked = servers[0].events
         head = next(e for e in asked if isinstance(e, h2.events.RequestReceived))
-        assert list(head.headers) == [
+        assert [(str(name), str(value)) for name, value in head.headers] == [
             (":method", "POST"),
             (":scheme", "https"),
             (":authority", f"127.0.0.1:{server.port}"),
@@ -343,15 +345,17 @@ async def test_a_slow_reader_holds_its_stream_back_and_no_other(
 ) -> None:
     servers: list[Http2Server] = []
     sent = 0
+    begun = False
 
     def flood(server: Http2Server, event: h2.events.Event) -> None:
-        nonlocal sent
+        nonlocal begun, sent
         if isinstance(event, h2.events.StreamEnded) and event.stream_id == 1:
             server.machine.send_headers(1, [(":status", "200")])
+            begun = True
         elif isinstance(event, h2.events.StreamEnded) and event.stream_id is not None:
             server.answer(event.stream_id, b"hello world")
         with contextlib.suppress(h2.exceptions.ProtocolError):
-            while (size := min(server.machine.local_flow_control_window(1), 16_384)) > 0:
+            while begun and (size := min(server.machine.local_flow_control_window(1), 16_384)) > 0:
                 server.machine.send_data(1, b"x" * size)
                 sent += size
 
@@ -569,7 +573,12 @@ async def test_https_goes_through_a_tunnel(authority: Path) -> None:
             heads.append((await connection.request())[0])
             reader, writer = await asyncio.open_connection("127.0.0.1", origin.port)
             connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await asyncio.gather(pipe(reader, connection.writer), pipe(connection.reader, writer))
+            try:
+                await asyncio.gather(
+                    pipe(reader, connection.writer), pipe(connection.reader, writer)
+                )
+            finally:
+                writer.close()
 
         async with serving(tunnel) as proxy:
             proxies = Proxies({"https": f"http://us%65r:pw@127.0.0.1:{proxy.port}"})

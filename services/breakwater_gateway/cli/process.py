@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 GATHER_S: Final = 0.25
 """How long `/metrics` waits for the other processes of its group."""
+PROCESS: Final = "process"
+"""Header of a metrics reply: whose they are."""
+SNAPSHOTS_MAX: Final = 1024
 CONFIG_WAIT_S: Final = 10.0
 
 
@@ -118,6 +121,7 @@ class _Serving:
         self.log = get_log(process=process.name)
         self.supervisor: Supervisor | None = None
         self.bus: Bus | None = None
+        self.snapshots: dict[str, bytes] = {}
 
     async def run(self, on_ready: Callable[[], Awaitable[None]] | None) -> int:
         process = self.process
@@ -167,10 +171,15 @@ class _Serving:
             on_closed=self.on_closed,
             log=self.log,
         )
-        await ensure_streams(bus, events_stream(self.subjects.root), where=process.nats)
-        if not process.bus_only:
-            bus = LocalFirst(bus, self.subjects, log=self.log)
-        await bus.subscribe(self.subjects.metrics.at(process.group), self.on_metrics_asked)
+        try:
+            await ensure_streams(bus, events_stream(self.subjects.root), where=process.nats)
+            if not process.bus_only:
+                bus = LocalFirst(bus, self.subjects, log=self.log)
+            await bus.subscribe(self.subjects.metrics.at(process.group), self.on_metrics_asked)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await bus.close()
+            raise
         self.bus = bus
         return bus
 
@@ -191,31 +200,39 @@ class _Serving:
     async def publish_file(self, text: bytes) -> None:
         """A saved change becomes a revision. Raises `ConfigError` when it has mistakes."""
         name = Path(self.process.config_path).name
-        load_text(text, source=name, environment=os.environ)
+        # In a thread: ten thousand models take a second to read.
+        await asyncio.to_thread(load_text, text, source=name, environment=os.environ)
         if self.bus is not None:
             stored = Stored(source=name, text=text.decode("utf-8"))
             await publish_config(self.bus, self.subjects, encode_stored(stored))
 
     def on_metrics_asked(self, message: Message) -> None:
         if message.reply and self.bus is not None:
-            self.bus.publish(message.reply, self.metrics.snapshot())
+            self.bus.publish(
+                message.reply, self.metrics.snapshot(), headers={PROCESS: self.process.name}
+            )
 
     async def metrics_text(self) -> bytes:
-        """This process's metrics, with those of the others that serve behind the same port."""
-        snapshots = await self._gather() if self.process.peers and self.bus is not None else []
-        return await asyncio.to_thread(render, snapshots or [self.metrics.snapshot()])
+        """This process's metrics, with those of the others that serve behind the same port.
 
-    async def _gather(self) -> list[bytes]:
-        found: list[bytes] = []
+        A process that is slow to answer is shown as it was last: a sum that shrinks would look like a
+        restart to whoever scrapes it.
+        """
+        self.snapshots[self.process.name] = self.metrics.snapshot()
+        if self.process.peers and self.bus is not None:
+            await self._gather(self.bus)
+        return await asyncio.to_thread(render, list(self.snapshots.values()))
+
+    async def _gather(self, bus: Bus) -> None:
+        heard: set[str] = set()
         enough = asyncio.Event()
-        bus = self.bus
-        if bus is None:
-            return found
 
         def hear(message: Message) -> None:
-            if message.data:
-                found.append(message.data)
-            if len(found) > self.process.peers:
+            name = message.headers.get(PROCESS, "")
+            if message.data and (name in self.snapshots or len(self.snapshots) < SNAPSHOTS_MAX):
+                heard.add(name)
+                self.snapshots[name] = message.data
+            if len(heard) > self.process.peers:
                 enough.set()
 
         inbox = bus.open_inbox(hear)
@@ -224,10 +241,9 @@ class _Serving:
             async with asyncio.timeout(GATHER_S):
                 await enough.wait()
         except (TimeoutError, BusError) as error:
-            self.log.warning("metrics_incomplete", heard=len(found), error=repr(error))
+            self.log.debug("metrics_incomplete", heard=len(heard), error=repr(error))
         finally:
             inbox.close()
-        return found
 
     def factories(self) -> dict[str, Callable[[Context], Actor]]:
         """By kind, in the order in which they start: who is depended on, first."""

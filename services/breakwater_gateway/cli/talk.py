@@ -1,5 +1,6 @@
 """`breakwater chat`, `models` and `events`: the client at the command line."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., None])
 
 TEXT_MAX: Final = 16 * 1024 * 1024
-"""Bytes read from stdin; the gateway's own limit is lower."""
+"""Characters read from stdin; the gateway's own limit is lower."""
 
 
 def reaches_nats(command: Command) -> Command:
@@ -80,7 +81,7 @@ def chat(
     tenant: str,
     root: str,
 ) -> None:
-    question = click.get_text_stream("stdin").read(TEXT_MAX) if text == "-" else text
+    question = sys.stdin.read(TEXT_MAX) if text == "-" else text
     if not question.strip():
         raise click.UsageError("there is no question: TEXT is empty")
     client = client_for(nats_url, creds, tenant, root, as_json=as_json)
@@ -165,7 +166,7 @@ async def _stream(
 
 def _ended(info: "AnswerInfo", *, as_json: bool) -> int:
     """Says what happened on stderr, to a person; a partial answer is a failure."""
-    if not as_json and click.get_text_stream("stderr").isatty():
+    if not as_json and sys.stderr.isatty():
         facts = [
             info.model,
             info.deployment and f"by {info.deployment}",

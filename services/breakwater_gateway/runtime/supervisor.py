@@ -199,8 +199,6 @@ class Supervisor:
         if not self._asked.is_set():
             self._log.info("draining", timeout_s=self._drain_s)
             self._asked.set()
-            if self._session is not None:
-                self._beat(self._session)
         elif not self._hurried:
             self._hurried = True
             self._log.warning("drain_cut_short", reason="second_signal")
@@ -518,8 +516,12 @@ class Supervisor:
                 done = []
                 for slot in self._slots:
                     if slot.order == order and slot.actor is not None:
+                        slot.actor.draining = True
                         done.append(anyio.Event())
                         group.start_soon(self._drain_one, slot, slot.actor, done[-1])
+                # Said at once, and only of those that leave now: whoever still serves is still chosen.
+                if self._session is not None:
+                    self._beat(self._session)
                 with anyio.move_on_after((ends - self._clock.now()) / 2):
                     for event in done:
                         await event.wait()

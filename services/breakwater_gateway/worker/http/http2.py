@@ -69,7 +69,7 @@ class GoAways:
         """Bytes left of a frame that is none of ours."""
 
     def feed(self, data: bytes) -> tuple[bytes, list[GoAway]]:
-        """What is left for h2, and the GOAWAYs found."""
+        """What is left for h2, and the GOAWAYs found. Raises MalformedHttp for a frame too long."""
         if len(data) <= self._passing:
             self._passing -= len(data)
             return data, []
@@ -80,7 +80,10 @@ class GoAways:
         begin, at = 0, self._passing
         while len(data) - at >= 9:
             length = int.from_bytes(data[at : at + 3], "big")
-            if data[at + 3] != 7 or not 8 <= length <= FRAME_BYTES_MAX:
+            if length > FRAME_BYTES_MAX:
+                # h2 would say so only once it holds all of it, up to 16 MiB.
+                raise MalformedHttp(f"a frame of {length} bytes from the server")
+            if data[at + 3] != 7 or length < 8:
                 at += 9 + length
                 continue
             if len(data) - at < 9 + length:
@@ -313,12 +316,15 @@ class Http2Connection(asyncio.Protocol):
             return
         self.heard_at = self.loop.time()
         self.pinged_at = None
-        data, goaways = self.goaways.feed(data)
         try:
+            data, goaways = self.goaways.feed(data)
             for event in self.machine.receive_data(data):
                 self._on_event(event)
             for goaway in goaways:
                 self._on_goaway(goaway)
+        except MalformedHttp as error:
+            self._end(error)
+            return
         except h2.exceptions.ProtocolError as error:
             self._end(MalformedHttp(f"the server breaks HTTP/2: {type(error).__name__} {error}"))
             return
