@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,8 @@ SOURCES: Final = tuple(
 )
 
 
-def imports(source: str) -> set[str]:
+@cache
+def imports(source: str) -> frozenset[str]:
     """Every module named by an import, wherever in the file it stands."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
@@ -60,7 +62,7 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}:{node.lineno}: say the whole name"
             found.add(node.module or "")
-    return found
+    return frozenset(found)
 
 
 def packages(source: str) -> set[str]:

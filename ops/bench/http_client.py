@@ -16,11 +16,18 @@ import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 
 import httpx
 import uvloop
 
-from breakwater_gateway.worker.http_client import FastClient, HttpxClient, Proxies, Transport
+from breakwater_gateway.worker.http_client import (
+    FastClient,
+    HttpxClient,
+    Prepared,
+    Proxies,
+    Transport,
+)
 
 ROUNDS = 5
 REQUEST = b'{"model":"m","messages":[{"role":"user","content":"' + b"q" * 1950 + b'"}]}'
@@ -83,7 +90,7 @@ Call = Callable[[str], Awaitable[int]]
 
 
 def _ours(client: FastClient | HttpxClient) -> Call:
-    prepared = {}
+    prepared: dict[str, Prepared] = {}
 
     async def call(url: str) -> int:
         request = prepared.get(url)
@@ -113,6 +120,21 @@ def _httpx(client: httpx.AsyncClient) -> Call:
     return call
 
 
+def _direct(transport: httpx.AsyncBaseTransport) -> Call:
+    async def call(url: str) -> int:
+        headers = {"content-type": "application/json", "authorization": "Bearer k"}
+        request = httpx.Request("POST", url, content=REQUEST, headers=headers)
+        answer = await transport.handle_async_request(request)
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        size = 0
+        async for chunk in answer.stream:
+            size += len(chunk)
+        await answer.stream.aclose()
+        return size
+
+    return call
+
+
 async def _calls(call: Call, url: str, *, count: int, at_once: int) -> float:
     async def some() -> None:
         for _ in range(count // at_once):
@@ -135,6 +157,7 @@ async def _measure(port: int, *, calls: int, streams: int, chunks: int) -> None:
     url = f"http://127.0.0.1:{port}/"
     fast = FastClient(proxies=Proxies({}))
     adapted = FastClient(proxies=Proxies({}))
+    direct = Transport(FastClient(proxies=Proxies({})))
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
     default = httpx.AsyncClient(limits=limits, timeout=60.0, trust_env=False)
     mounted = httpx.AsyncClient(transport=Transport(adapted), timeout=60.0, trust_env=False)
@@ -142,6 +165,7 @@ async def _measure(port: int, *, calls: int, streams: int, chunks: int) -> None:
     variants: list[tuple[str, Call, int]] = [
         # The slow ones get fewer calls: they are told apart well enough.
         ("FastClient", _ours(fast), calls),
+        ("our httpx Transport, called directly", _direct(direct), calls // 4),
         ("httpx.AsyncClient on our Transport", _httpx(mounted), calls // 4),
         ("HttpxClient on httpx's default transport", _ours(under), calls // 10),
         ("httpx.AsyncClient, its default", _httpx(default), calls // 10),
@@ -159,17 +183,18 @@ async def _measure(port: int, *, calls: int, streams: int, chunks: int) -> None:
                 for kept, figure in zip(rows[name], figures, strict=True):
                     kept.append(figure)
     print(
-        f"{platform.machine()}, Python {platform.python_version()}, uvloop {uvloop.__version__}; "
+        f"{platform.machine()}, Python {platform.python_version()}, uvloop {version('uvloop')}; "
         f"median of {ROUNDS} rounds, µs of CPU in the client's process; "
         f"{len(REQUEST)} B in, {len(ANSWER)} B out, chunks of {len(EVENT)} B"
     )
     print(f"\n| | a call, alone | a call, 32 at once | a chunk of {streams} streams |")
     print("|---|---|---|---|")
-    for name, kept in rows.items():
-        print(f"| {name} | " + " | ".join(_shown(figures) for figures in kept) + " |")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(_shown(column) for column in row) + " |")
     await fast.close()
     await under.close()
     await mounted.aclose()
+    await direct.aclose()
     await default.aclose()
 
 

@@ -5,6 +5,7 @@ so that a stream drops what is published twice.
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -56,5 +57,11 @@ def headers_for(
 
 def rfc3339(at: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T09:30:00.250Z`."""
-    moment = _EPOCH + timedelta(milliseconds=round(at * 1000))
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+    second, milliseconds = divmod(round(at * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(at: int) -> str:
+    # Events of one second share it: calendars cost more than the rest of the headers.
+    return (_EPOCH + timedelta(seconds=at)).isoformat(timespec="seconds")[:-6]

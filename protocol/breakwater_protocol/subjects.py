@@ -69,24 +69,27 @@ class Subject(Generic[T]):
     `subject.any()` is the wildcard over all of them.
     """
 
-    __slots__ = ("_decoder", "_encoder", "_places", "carries", "summary", "template")
+    __slots__ = ("_decoder", "_encoder", "_fixed", "carries", "summary", "template")
 
     def __init__(self, template: str, carries: type[T], summary: str) -> None:
         self.template = template
         self.carries = carries
         self.summary = summary
-        self._places = template.count("{")
+        self._fixed = tuple(re.split(r"\{[a-z_]+\}", template))
         self._decoder = msgspec.json.Decoder(carries)
         self._encoder = msgspec.json.Encoder()
 
     def at(self, *names: str) -> str:
-        if len(names) != self._places:
-            raise TypeError(f"{self.template} takes {self._places} names, got {len(names)}")
-        parts = iter(names)
-        return re.sub(r"\{[a-z_]+\}", lambda _: encode_token(next(parts)), self.template)
+        fixed = self._fixed
+        if len(names) != len(fixed) - 1:
+            raise TypeError(f"{self.template} takes {len(fixed) - 1} names, got {len(names)}")
+        subject = fixed[0]
+        for name, rest in zip(names, fixed[1:], strict=True):
+            subject += encode_token(name) + rest
+        return subject
 
     def any(self) -> str:
-        return re.sub(r"\{[a-z_]+\}", "*", self.template)
+        return "*".join(self._fixed)
 
     def names(self, subject: str) -> tuple[str, ...]:
         """The decoded names of a concrete subject of this template. Raises `BadToken`."""

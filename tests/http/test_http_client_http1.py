@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import random
 import zlib
 from collections.abc import AsyncIterator
 
@@ -17,6 +18,8 @@ from tests.http.http_client_servers import (
     until,
 )
 
+from breakwater_gateway.worker.http.http1 import Http1Connection
+from breakwater_gateway.worker.http.pool import Pool
 from breakwater_gateway.worker.http_client import (
     AnswerTooLarge,
     ConnectFailed,
@@ -26,6 +29,7 @@ from breakwater_gateway.worker.http_client import (
     Limits,
     MalformedHttp,
     PoolTimeout,
+    Prepared,
     Proxies,
     ReadFailed,
 )
@@ -783,3 +787,80 @@ async def test_a_compressed_body_that_ends_early_is_cut(client: FastClient) -> N
         with pytest.raises(CutAnswer) as caught:
             await fetched(client, server.url)
         assert caught.value.expected == "coding"
+
+
+# ---------------------------------------------------------------------- any bytes at all
+
+
+class Unplugged(asyncio.Transport):
+    """A transport whose other end is the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+FRAGMENTS = [
+    b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 C\r\n\r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 N\r\n\r\n",
+    b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"\r\n", b"abc",
+    b"3\r\nabc\r\n", b"0\r\n\r\n", b"0\r\n", b"X: y\r\n", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+]  # fmt: skip
+
+
+def outcome(pool: Pool, prepared: Prepared, pieces: list[bytes]) -> tuple[bytes, str]:
+    """What a reader gets when these bytes come and the connection then ends."""
+    connection = Http1Connection(pool)
+    transport = Unplugged()
+    connection.connection_made(transport)
+    answer = connection.start(prepared, b"{}", ())
+    for piece in pieces:
+        if transport.aborted:
+            break
+        connection.data_received(piece)
+    connection.eof_received()
+    connection.connection_lost(None)
+    assert transport.aborted
+    assert answer.complete != (answer.failure is not None)
+    return b"".join(answer.pieces), type(answer.failure).__name__
+
+
+async def test_any_bytes_end_in_an_answer_or_a_named_failure_however_they_are_cut() -> None:
+    client = FastClient(proxies=Proxies({}))
+    prepared = client.prepare("POST", "http://127.0.0.1:1/")
+    assert prepared.pool is not None
+    draw = random.Random(20)
+    endings = set()
+    for _ in range(1500):
+        stream = b"".join(draw.choices(FRAGMENTS, k=draw.randrange(1, 8)))
+        if draw.random() < 0.3:
+            at = draw.randrange(len(stream))
+            stream = stream[:at] + draw.randbytes(1) + stream[at + 1 :]
+        whole = outcome(prepared.pool, prepared, [stream])
+        single = outcome(
+            prepared.pool, prepared, [stream[at : at + 1] for at in range(len(stream))]
+        )
+        assert whole == single, stream
+        endings.add(whole[1])
+    assert endings == {"NoneType", "CutAnswer", "MalformedHttp"}
+    await client.close()
+
+
+async def test_the_first_address_that_answers_is_taken(client: FastClient) -> None:
+    async with serving(answering(LENGTH)) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert await fetched(client, url) == b"hello world"

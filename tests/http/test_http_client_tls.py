@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import random
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +31,7 @@ from tests.http.http_client_servers import (
     until,
 )
 
-from breakwater_gateway.worker.http.http2 import GoAway, GoAways
+from breakwater_gateway.worker.http.http2 import GoAway, GoAways, Http2Connection
 from breakwater_gateway.worker.http_client import (
     AnswerTooLarge,
     ConnectFailed,
@@ -490,6 +491,53 @@ async def test_what_is_not_proper_http2_is_refused(
         with pytest.raises(expected):
             await fetched(client, server.url)
         assert sum(stats.in_use for stats in client.stats()) == 0
+
+
+class Unplugged(asyncio.Transport):
+    """A transport whose other end is the test."""
+
+    aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+async def test_any_frames_end_in_an_answer_or_a_named_failure() -> None:
+    client = FastClient(proxies=Proxies({}), verify=False)
+    prepared = client.prepare("POST", "https://127.0.0.1:1/")
+    assert prepared.pool is not None
+    draw = random.Random(20)
+    endings = set()
+    head = b"\x88"  # :status 200 in HPACK's static table
+    for _ in range(1500):
+        connection = Http2Connection(prepared.pool)
+        transport = Unplugged()
+        connection.connection_made(transport)
+        answer = connection.start(prepared, b"{}", ())
+        data = frame(4, b"")
+        for _ in range(draw.randrange(1, 6)):
+            kind = draw.choice([0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 200])
+            payload = (
+                head if kind == 1 and draw.random() < 0.7 else draw.randbytes(draw.randrange(14))
+            )
+            one = bytearray(frame(kind, payload, draw.choice([0, 1, 1, 1, 1, 3])))
+            one[4] = draw.choice([0, 0, 4, 5, 1, draw.randrange(256)])
+            data += one
+        step = draw.choice([1, 5, 1000])
+        for at in range(0, len(data), step):
+            if not transport.aborted:
+                connection.data_received(data[at : at + step])
+        connection.connection_lost(None)
+        assert answer.complete != (answer.failure is not None)
+        endings.add(type(answer.failure).__name__)
+    assert endings == {"NoneType", "CutAnswer", "MalformedHttp"}
+    await client.close()
 
 
 def frame(kind: int, payload: bytes, stream: int = 0) -> bytes:

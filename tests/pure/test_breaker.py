@@ -479,4 +479,4 @@ class BreakerLaws(RuleBasedStateMachine):
 
 
 TestBreakerLaws = BreakerLaws.TestCase
-TestBreakerLaws.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBreakerLaws.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -19,7 +19,7 @@ def test_only_our_headers_and_the_trace_go_on_the_bus() -> None:
 @pytest.mark.parametrize(
     ("hint", "timeout"),
     [
-        ("5.0", "5.000s"),
+        ("5.0", "5.500s"),
         ("600", None),
         ("NOT_GIVEN", None),
         ("-1", None),
@@ -29,6 +29,12 @@ def test_only_our_headers_and_the_trace_go_on_the_bus() -> None:
 )
 def test_the_sdks_own_read_timeout_is_a_deadline_hint(hint: str, timeout: str | None) -> None:
     assert api.bus_headers({"x-stainless-read-timeout": hint}).get("breakwater-timeout") == timeout
+
+
+def test_the_sdks_own_read_timeout_is_no_deadline_of_a_stream() -> None:
+    hint = {"x-stainless-read-timeout": "5.0"}
+    assert api.bus_headers(hint, b'{"stream": true}') == {}
+    assert api.bus_headers(hint, b'{"model": "m"}') == {"breakwater-timeout": "5.500s"}
 
 
 def test_framing_stays_on_the_bus() -> None:

@@ -115,7 +115,12 @@ async def _findings(
             for finding in actors(beats, root=client.subjects.root):
                 yield finding
     except BreakwaterError as error:
-        yield Finding("nats", "broken", str(error), "breakwater up, or name a server: --nats URL")
+        yield Finding(
+            "nats",
+            "broken",
+            str(error),
+            "breakwater up, or name a server: breakwater doctor --nats URL",
+        )
     yield await _edge(http_url, expected=any(beat.actor == "edge" for beat in beats))
 
 
@@ -298,7 +303,7 @@ async def _edge(url: str, *, expected: bool) -> Finding:
             answer = await http.get(where)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         message = f"{where} does not answer: {str(error) or type(error).__name__}"
-        mend = "name the edge: --http URL" if expected else "breakwater run edge"
+        mend = "breakwater doctor --http URL" if expected else "breakwater run edge"
         return Finding("http", "warning", message, mend)
     if answer.status_code == 200:
         return Finding("http", "ok", f"{where} is ready")

@@ -24,6 +24,7 @@ UNREACHABLE: Final = 4
 DENIED: Final = 5
 INTERRUPTED: Final = 130
 
+_NO_FACTS: Final[Mapping[str, object]] = {}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -62,11 +63,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(drawn)
 
 
-def fail(message: str, *, code: int, as_json: bool, **facts: object) -> NoReturn:
-    """Ends the command with that exit code."""
+def fail(
+    message: str, *, code: int, as_json: bool, facts: Mapping[str, object] = _NO_FACTS
+) -> NoReturn:
+    """Ends the command with that exit code; `facts` go into the JSON."""
     if as_json:
         given = {name: value for name, value in facts.items() if value not in (None, "")}
-        line = msgspec.json.encode({"error": {"message": message, "exit_code": code, **given}})
+        line = msgspec.json.encode({"error": {"message": message, **given, "exit_code": code}})
         click.echo(line, err=True)
     else:
         note(f"Error: {message}")
@@ -106,7 +109,7 @@ def fail_with(error: "BreakwaterError", *, as_json: bool, mend: str = "") -> NoR
             "request_id": error.info.request_id if error.info else None,
         }
     message = f"{error}; {mend}" if mend else str(error)
-    fail(message, code=exit_code(error), as_json=as_json, **facts)
+    fail(message, code=exit_code(error), as_json=as_json, facts=facts)
 
 
 def run(

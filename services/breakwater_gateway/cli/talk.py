@@ -343,7 +343,7 @@ def _facts(value: object, *, already: str) -> list[str]:
             continue
         if isinstance(field, float):
             shown = f"{field:.3f}".rstrip("0").rstrip(".")
-        elif isinstance(field, str) and " " not in field:
+        elif isinstance(field, str) and field.isprintable() and " " not in field:
             shown = field
         else:
             shown = msgspec.json.encode(field).decode()

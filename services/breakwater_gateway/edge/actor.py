@@ -177,7 +177,7 @@ class Edge(Actor):
     def _ask(
         self, subject: Subject[msgspec.Raw], request: HttpRequest, responder: Responder
     ) -> None:
-        headers = api.bus_headers(request.headers)
+        headers = api.bus_headers(request.headers, request.body)
         request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
         if len(request_id) > ID_MAX:
             _, refused, body = api.error_answer(

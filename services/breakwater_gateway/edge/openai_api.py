@@ -24,20 +24,27 @@ SSE_HEADERS: Final = (
 _OURS: Final = "breakwater-"
 _FRAMING: Final = frozenset({h.SEQ, h.END, h.ATTEMPT})
 _PASSED: Final = frozenset({h.RETRY_AFTER, h.SHOULD_RETRY})
+_HINT_MARGIN_S: Final = 0.5
 
 
-def bus_headers(http: Mapping[str, str]) -> dict[str, str]:
+def bus_headers(http: Mapping[str, str], body: bytes = b"") -> dict[str, str]:
     """What of an HTTP request's headers goes on the bus."""
     found = {name: value for name, value in http.items() if name.startswith(_OURS)}
     for name in (h.TRACEPARENT, h.TRACESTATE):
         if name in http:
             found[name] = http[name]
-    # The official SDKs say how long they will wait; their own deadline is ours unless one is given.
+    # The official SDKs say how long they bear silence. Of an answer in one piece that is its deadline,
+    # with a margin, so that they report their own timeout; of a stream it says nothing about its length.
     hint = http.get("x-stainless-read-timeout", "")
-    if h.TIMEOUT not in found and hint.isascii() and hint.replace(".", "", 1).isdigit():
+    if (
+        h.TIMEOUT not in found
+        and hint.isascii()
+        and hint.replace(".", "", 1).isdigit()
+        and b'"stream"' not in body
+    ):
         seconds = float(hint)
         if 0 < seconds < 600:
-            found[h.TIMEOUT] = f"{seconds:.3f}s"
+            found[h.TIMEOUT] = f"{seconds + _HINT_MARGIN_S:.3f}s"
     return found
 
 

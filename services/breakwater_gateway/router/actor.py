@@ -64,6 +64,7 @@ _GRACE_S: Final = 0.5
 """How long after the deadline the worker's own timers may take to end the attempt."""
 _PROBE_EXTRA_S: Final = 5.0
 _CLAIMS_KEPT: Final = 4096
+_TENANTS_KEPT: Final = 16_384
 
 _replies = msgspec.json.Decoder(WorkReply)
 
@@ -155,6 +156,8 @@ class Router(Actor):
         self._missed: dict[str, int] = {}
         self._pings: dict[str, Inbox] = {}
         self._claims: dict[tuple[str, int], bool] = {}
+        self._tenants: dict[str, str] = {}
+        """By the subject they ask on."""
         self._turn = 0
         self._tasks = TaskSet(context.log)
         self._idle = asyncio.Event()
@@ -300,10 +303,15 @@ class Router(Actor):
         request_id: str,
     ) -> _Life | f.Failure:
         now = self.context.clock.now()
-        try:
-            (tenant,) = subject.names(message.subject)
-        except BadToken as error:
-            return f.InvalidRequest(f"the tenant is no token: {error}")
+        tenant = self._tenants.get(message.subject)
+        if tenant is None:
+            try:
+                (tenant,) = subject.names(message.subject)
+            except BadToken as error:
+                return f.InvalidRequest(f"the tenant is no token: {error}")
+            if len(self._tenants) >= _TENANTS_KEPT:
+                self._tenants.clear()
+            self._tenants[message.subject] = tenant
         if len(self._live) >= self.config.limits.in_flight:
             return f.Overloaded("the router is at capacity", retry_after_s=1.0)
         if request_id in self._live:
@@ -494,7 +502,6 @@ class Router(Actor):
         life.worker = worker
         self._holding.setdefault(worker, set()).add(life.request_id)
         self._loads.dispatched(worker, target, life.request_id)
-        self._set_timer(life, life.plan.deadline + _GRACE_S, partial(self._on_deadline, life))
         reply = life.inbox.subject if life.inbox is not None else ""
         subjects = self.context.subjects
         try:
@@ -610,8 +617,6 @@ class Router(Actor):
 
     def _on_deadline(self, life: _Life) -> None:
         """The worker's own timers should have ended the attempt: it is silent, so we answer."""
-        if life.request_id not in self._live:
-            return
         self._abandon(life, "deadline")
         self._lost(life, f.TotalTimeout("the deadline of the request passed"))
 
@@ -656,9 +661,15 @@ class Router(Actor):
     # ------------------------------------------------------------ workers that vanish
 
     async def _watch_workers(self) -> None:
-        """Ask each worker that holds our work whether it is there: a dead one has no responders."""
+        """Ask each worker that holds our work whether it is there: a dead one has no responders.
+
+        Deadlines are looked at here too: the worker's own timers are the exact ones.
+        """
         while True:
             await asyncio.sleep(_PING_S)
+            late = self.context.clock.now() - _GRACE_S
+            for life in [x for x in self._live.values() if x.worker and x.plan.deadline <= late]:
+                self._on_deadline(life)
             for worker in list(self._holding):
                 missed = self._missed.get(worker, 0)
                 if missed >= _PING_MISSES_MAX:
@@ -823,7 +834,7 @@ class Router(Actor):
         life.decisions.append(
             Decision(
                 step=step,
-                at_ms=round((self.context.clock.now() - life.began) * 1000, 3),
+                at_ms=(self.context.clock.now() - life.began) * 1000,
                 deployment=deployment,
                 worker=worker,
                 reason=reason,

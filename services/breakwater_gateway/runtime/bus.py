@@ -134,11 +134,14 @@ def headers_size(headers: Mapping[str, str]) -> int:
     """Bytes that the headers take in a message. Raises `BusError` on what cannot be sent as one."""
     if not headers:
         return 0
-    size = 12  # "NATS/1.0" and two line ends
-    for name, value in headers.items():
-        if _UNSAFE.search(value):
-            raise BusError(f"a header value may not contain line ends or NUL: {name[:80]}")
-        size += _check_header_name(name) + len(value if value.isascii() else value.encode()) + 4
+    values = "".join(headers.values())
+    if _UNSAFE.search(values):
+        name = next(name for name, value in headers.items() if _UNSAFE.search(value))
+        raise BusError(f"a header value may not contain line ends or NUL: {name[:80]}")
+    # "NATS/1.0" and two line ends; then a colon, a space and a line end for each.
+    size = 12 + 4 * len(headers) + len(values if values.isascii() else values.encode())
+    for name in headers:
+        size += _check_header_name(name)
     return size
 
 

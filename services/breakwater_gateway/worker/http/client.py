@@ -4,6 +4,8 @@ import asyncio
 import weakref
 from typing import Final, Protocol
 
+import httpx
+
 from breakwater_gateway.worker.http.answer import Answer, WireAnswer
 from breakwater_gateway.worker.http.dial import Dialler, Proxies
 from breakwater_gateway.worker.http.errors import MalformedHttp
@@ -74,7 +76,7 @@ class FastClient:
         self._closed = False
 
     def prepare(
-        self, method: str, url: str, headers: Headers = (), *, http2: bool = True
+        self, method: str, url: str | httpx.URL, headers: Headers = (), *, http2: bool = True
     ) -> Prepared:
         target = Target(url)
         pool = self.pool(target.scheme, target.host, target.port, http2=http2)
@@ -84,7 +86,7 @@ class FastClient:
         plain_proxy = proxy if target.scheme == "http" else None
         return Prepared(
             method=method,
-            url=url,
+            target=target,
             headers=headers,
             pool=pool,
             absolute=plain_proxy is not None,

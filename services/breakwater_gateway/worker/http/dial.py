@@ -126,11 +126,21 @@ class Dialler:
             raise ConnectFailed("timeout", f"{where}: no connection in {timeout_s} s") from error
 
     async def _dial(self, pool: Pool) -> Connection:
-        loop = asyncio.get_running_loop()
-        where = pool.origin
         proxy = self.proxies.of(pool.scheme, pool.host, pool.port)
         host, port = (pool.host, pool.port) if proxy is None else (proxy.host, proxy.port)
         sock = await _connected(host, port)
+        try:
+            if proxy is not None and pool.scheme == "https":
+                await _tunnel(sock, pool, proxy)
+            return await self._upgraded(sock, pool)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _upgraded(self, sock: socket.socket, pool: Pool) -> Connection:
+        """A connection over what has reached the origin (or a proxy that speaks for it)."""
+        loop = asyncio.get_running_loop()
+        where = pool.origin
         plain = pool.scheme == "http"
         kind: ConnectKind = "tcp" if plain else "tls"
         connection: Connection | None
@@ -140,8 +150,6 @@ class Dialler:
                     lambda: Http1Connection(pool), sock=sock
                 )
             else:
-                if proxy is not None:
-                    await _tunnel(sock, pool, proxy)
                 transport, first = await loop.create_connection(
                     lambda: _Negotiated(pool),
                     sock=sock,
@@ -155,9 +163,6 @@ class Dialler:
             raise ConnectFailed(kind, f"{where}: {error.reason or error}") from error
         except ConnectionError as error:
             raise ConnectFailed(kind, f"{where}: {_reason(error)}") from error
-        except BaseException:
-            sock.close()
-            raise
         if connection is None or connection.closed:
             transport.abort()
             raise ConnectFailed(kind, f"{where} closed the connection at once")
@@ -297,13 +302,16 @@ async def _tunnel(sock: socket.socket, pool: Pool, proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
     host = f"[{pool.host}]" if ":" in pool.host else pool.host
     authority = f"{host}:{pool.port}".encode("ascii")
-    await loop.sock_sendall(
-        sock,
-        b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (authority, authority, proxy.authorization),
-    )
+    asked = b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n"
     head = bytearray()
+    data = b""
     while b"\r\n\r\n" not in head:
-        data = await loop.sock_recv(sock, 4096)
+        try:
+            if not head:
+                await loop.sock_sendall(sock, asked % (authority, authority, proxy.authorization))
+            data = await loop.sock_recv(sock, 4096)
+        except OSError as error:
+            raise ConnectFailed("proxy", f"{proxy.host}:{proxy.port}: {_reason(error)}") from error
         head += data
         if not data or len(head) > PROXY_HEAD_BYTES_MAX:
             raise ConnectFailed("proxy", f"{proxy.host}:{proxy.port} gave no proper answer")

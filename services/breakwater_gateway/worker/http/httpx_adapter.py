@@ -27,7 +27,7 @@ from breakwater_gateway.worker.http.errors import (
     ReadFailed,
 )
 from breakwater_gateway.worker.http.pool import OriginStats
-from breakwater_gateway.worker.http.prepared import Headers, Prepared, rendered_header
+from breakwater_gateway.worker.http.prepared import Headers, Prepared, Target, rendered_header
 
 _FRAMING: Final = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 
@@ -47,7 +47,7 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             prepared = self._client.prepare(
                 request.method,
-                str(request.url),
+                request.url,
                 [field for field in request.headers.multi_items() if field[0] not in _FRAMING],
                 http2=self._http2,
             )
@@ -148,7 +148,7 @@ class HttpxClient:
         *,
         http2: bool = True,  # noqa: ARG002 - the transport's affair
     ) -> Prepared:
-        return Prepared(method=method, url=url, headers=headers, pool=None)
+        return Prepared(method=method, target=Target(url), headers=headers, pool=None)
 
     async def send(
         self,
@@ -162,7 +162,7 @@ class HttpxClient:
         timeout = httpx.Timeout(None, connect=connect_timeout_s, pool=pool_timeout_s)
         request = httpx.Request(
             prepared.method,
-            prepared.url,
+            prepared.target.url,
             headers=[
                 *prepared.fields,
                 *(rendered_header(name, value) for name, value in headers),

@@ -25,12 +25,12 @@ _OURS: Final = frozenset(
 class Target:
     """Where a request goes, taken apart."""
 
-    __slots__ = ("authority", "host", "path", "port", "scheme", "userinfo")
+    __slots__ = ("authority", "host", "path", "port", "scheme", "url", "userinfo")
 
     def __init__(self, url: str | httpx.URL) -> None:
         """Raises ValueError unless it is an absolute http or https URL."""
         try:
-            parsed = httpx.URL(url)
+            self.url = parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"not a URL: {error}") from error
         if parsed.scheme not in {"http", "https"} or not parsed.host:
@@ -67,18 +67,16 @@ class Prepared:
         "h2_fields",
         "head",
         "method",
-        "path",
         "pool",
         "sends_length",
         "target",
-        "url",
     )
 
     def __init__(
         self,
         *,
         method: str,
-        url: str,
+        target: Target,
         headers: Headers,
         pool: "Pool | None",
         absolute: bool = False,
@@ -87,13 +85,11 @@ class Prepared:
         """`absolute`: the request line names the whole URL, as proxies want it (RFC 9112, 3.2.2);
         `proxy_header`: a line for the proxy alone.
 
-        Raises ValueError if the method, URL or a header is not fit to be sent.
+        Raises ValueError if the method or a header is not fit to be sent.
         """
-        self.target = target = Target(url)
-        self.url = url
+        self.target = target
         self.method = method
         self.pool = pool
-        self.path = target.path
         raw_method = method.encode("ascii", "replace")
         if not _TOKEN.fullmatch(raw_method) or raw_method == b"CONNECT":
             raise ValueError(f"not a method: {method[:64]!r}")
@@ -104,7 +100,7 @@ class Prepared:
         if b"accept-encoding" not in names:
             fields.append((b"accept-encoding", b"identity"))
         if target.userinfo and b"authorization" not in names:
-            user, _, password = httpx.URL(url).userinfo.partition(b":")
+            user, _, password = target.userinfo.partition(b":")
             token = base64.b64encode(b"%b:%b" % (unquoted(user), unquoted(password)))
             fields.append((b"authorization", b"Basic " + token))
         self.fields = fields
