@@ -65,6 +65,7 @@ class NatsServer:
                     urls: list[str] = json.loads(text)["nats"]
                     return urls
             time.sleep(0.005)
+        self.stop()
         raise RuntimeError(f"nats-server did not start: {log.read_text()}")
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -46,13 +46,13 @@ class Guard:
             self.failures += 1
             self.log.exception("watcher_failed", key=entry.key[:200], error=repr(error))
 
-    def run(self, callbacks: list[Callable[[], None]]) -> None:
+    def run(self, callbacks: Sequence[Callable[[], None]]) -> None:
         for callback in tuple(callbacks):
             try:
                 callback()
             except Exception as error:  # as above
                 self.failures += 1
-                self.log.exception("reconnect_callback_failed", error=repr(error))
+                self.log.exception("bus_callback_failed", error=repr(error))
 
 
 class Deliveries:

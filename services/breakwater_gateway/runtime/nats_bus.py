@@ -16,6 +16,7 @@ What nats-py 2.16 does that shaped this file:
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import math
 import random
@@ -51,7 +52,7 @@ from breakwater_gateway.runtime.bus import (
     headers_size,
 )
 from breakwater_gateway.runtime.delivery import Guard, Inboxes, OpenInbox, ask_over
-from breakwater_gateway.runtime.nats_store import NatsStore, bucket_stream
+from breakwater_gateway.runtime.nats_store import NatsStore, NatsWatch, bucket_stream
 from breakwater_gateway.runtime.streams import (
     MESSAGE_TTL,
     SECOND_NS,
@@ -172,6 +173,7 @@ class NatsBus:
         self._side: _Connection | None = None
         self._side_opening = asyncio.Lock()
         self._stores: dict[str, NatsStore] = {}
+        self._watches: set[NatsWatch] = set()
         self._claims_ready = False
 
     @property
@@ -240,9 +242,8 @@ class NatsBus:
             return known
         jetstream = await self.jetstream()
         await jetstream.ensure_stream(config)
-        store = NatsStore(await self._open_side(), jetstream, config, self._guard)
-        if known is not None:
-            store.watches = known.watches
+        side = await self._open_side()
+        store = NatsStore(side, jetstream, config, guard=self._guard, watches=self._watches)
         self._stores[bucket] = store
         return store
 
@@ -278,9 +279,8 @@ class NatsBus:
         return False
 
     async def close(self) -> None:
-        for store in self._stores.values():
-            for watch in tuple(store.watches):
-                await watch.close()
+        for watch in tuple(self._watches):
+            await watch.close()
         self._stores.clear()
         await self._hot.close()
         if self._side is not None:
@@ -298,9 +298,8 @@ class NatsBus:
             return self._side
 
     def _reread(self) -> None:
-        for store in self._stores.values():
-            for watch in tuple(store.watches):
-                watch.reread()
+        for watch in tuple(self._watches):
+            watch.reread()
 
 
 class NatsSubscription:
@@ -682,7 +681,7 @@ class _Connection:
             self.closed = True
             self._tasks[0].cancel()
             if self._on_lost is not None:
-                self._on_lost(reason)
+                self._guard.run([functools.partial(self._on_lost, reason)])
             return
         while True:
             try:

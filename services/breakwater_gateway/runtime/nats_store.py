@@ -102,7 +102,8 @@ class NatsStore:
         self.config = config
         self.guard = guard
         self.prefix = config.subjects[0].removesuffix(">")
-        self.watches: set[_NatsWatch] = set()
+        self.watches = watches
+        """Every open watch of the connection, for whoever hears that it came back."""
 
     async def get(self, key: str) -> Entry | None:
         entry = await self._last(key)
@@ -151,9 +152,9 @@ class NatsStore:
             await reader.close()
         return sorted(key for key, alive in found.items() if alive)
 
-    async def watch(self, handler: Callable[[Entry], None]) -> "_NatsWatch":
+    async def watch(self, handler: Callable[[Entry], None]) -> "NatsWatch":
         """Returns once every present value was delivered."""
-        watch = _NatsWatch(self, handler)
+        watch = NatsWatch(self, handler)
         self.watches.add(watch)
         try:
             await watch.start()
@@ -343,7 +344,7 @@ def _position(reply: str) -> tuple[int, int]:
         raise BusError(f"not an acknowledgement subject: {reply[:200]!r}") from None
 
 
-class _NatsWatch:
+class NatsWatch:
     """Keeps a reader alive, and tells what vanished while there was none."""
 
     def __init__(self, store: NatsStore, handler: Callable[[Entry], None]) -> None:
@@ -358,6 +359,7 @@ class _NatsWatch:
     async def start(self) -> None:
         await self._open()
         self._task = asyncio.get_running_loop().create_task(self._heal())
+        self._task.add_done_callback(self._healed)
 
     def reread(self) -> None:
         """The connection came back: whatever the consumer was, read all again."""
@@ -374,6 +376,12 @@ class _NatsWatch:
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
+
+    def _healed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():  # it has no other end, unless it has a bug
+            self._store.guard.log.error(
+                "watch_ended", stream=self._store.config.name, error=repr(task.exception())
+            )
 
     async def _open(self) -> None:
         self._loading = {}

@@ -131,7 +131,11 @@ class Dialler:
         sock = await _connected(host, port)
         try:
             if proxy is not None and pool.scheme == "https":
-                await _tunnel(sock, pool, proxy)
+                try:
+                    await _tunnel(sock, pool, proxy)
+                except OSError as error:
+                    name = f"{proxy.host}:{proxy.port}"
+                    raise ConnectFailed("proxy", f"{name}: {_reason(error)}") from error
             return await self._upgraded(sock, pool)
         except BaseException:
             sock.close()
@@ -298,20 +302,17 @@ def _reason(error: OSError | None) -> str:
 
 
 async def _tunnel(sock: socket.socket, pool: Pool, proxy: Proxy) -> None:
-    """CONNECT (RFC 9110, 9.3.6) on a socket nobody reads yet. Raises ConnectFailed."""
+    """CONNECT (RFC 9110, 9.3.6) on a socket nobody reads yet. Raises ConnectFailed, OSError."""
     loop = asyncio.get_running_loop()
     host = f"[{pool.host}]" if ":" in pool.host else pool.host
     authority = f"{host}:{pool.port}".encode("ascii")
-    asked = b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n"
+    await loop.sock_sendall(
+        sock,
+        b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (authority, authority, proxy.authorization),
+    )
     head = bytearray()
-    data = b""
     while b"\r\n\r\n" not in head:
-        try:
-            if not head:
-                await loop.sock_sendall(sock, asked % (authority, authority, proxy.authorization))
-            data = await loop.sock_recv(sock, 4096)
-        except OSError as error:
-            raise ConnectFailed("proxy", f"{proxy.host}:{proxy.port}: {_reason(error)}") from error
+        data = await loop.sock_recv(sock, 4096)
         head += data
         if not data or len(head) > PROXY_HEAD_BYTES_MAX:
             raise ConnectFailed("proxy", f"{proxy.host}:{proxy.port} gave no proper answer")
