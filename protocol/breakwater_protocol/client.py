@@ -737,7 +737,7 @@ class Client:
         *,
         name: str = "client",
         connect_timeout_s: float = 2.0,
-        stall_timeout_s: float = 60.0,
+        stall_timeout_s: float = 75.0,
         answer_timeout_s: float = 300.0,
         buffer_messages: int = 4096,
         buffer_bytes: int = 32 * 1024 * 1024,

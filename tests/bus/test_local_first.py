@@ -4,7 +4,7 @@ import contextvars
 
 import pytest
 
-from breakwater_gateway.runtime.bus import BusError, Message, NoResponders
+from breakwater_gateway.runtime.bus import BusError, Handler, Message, NoResponders
 from breakwater_gateway.runtime.local_first import LocalFirst
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_protocol.subjects import Subjects
@@ -56,8 +56,12 @@ async def test_what_all_must_hear_goes_over_the_wire(
 
 async def test_members_of_a_group_here_take_turns(bus: LocalFirst) -> None:
     heard: list[int] = []
+
+    def member(n: int) -> Handler:
+        return lambda _: heard.append(n)
+
     for n in range(3):
-        await bus.subscribe("bw.v1.chat.*", lambda _, n=n: heard.append(n), queue="router")
+        await bus.subscribe("bw.v1.chat.*", member(n), queue="router")
     for _ in range(6):
         bus.publish("bw.v1.chat.acme")
     await bus.flush()

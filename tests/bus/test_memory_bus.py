@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from breakwater_gateway.runtime.bus import AskTimeout, BusOverloaded, Entry, Message
+from breakwater_gateway.runtime.bus import AskTimeout, BusOverloaded, Entry, Handler, Message
 from breakwater_gateway.runtime.memory_bus import OUTBOX_MAX, MemoryBus, MemoryHub
 
 pytestmark = pytest.mark.anyio
@@ -14,8 +14,12 @@ async def test_the_member_of_a_group_is_chosen_from_outside() -> None:
     hub = MemoryHub(choose=lambda count: count - 1)
     bus = MemoryBus("test", hub)
     heard: list[int] = []
+
+    def member(n: int) -> Handler:
+        return lambda _: heard.append(n)
+
     for n in range(3):
-        await bus.subscribe("a", lambda _, n=n: heard.append(n), queue="q")
+        await bus.subscribe("a", member(n), queue="q")
     bus.publish("a")
     bus.publish("a")
     await hub.settled()

@@ -540,6 +540,45 @@ async def test_any_frames_end_in_an_answer_or_a_named_failure() -> None:
     await client.close()
 
 
+async def test_a_silent_http2_connection_is_asked_for_a_sign_of_life_and_then_given_up() -> None:
+    client = FastClient(proxies=Proxies({}), verify=False)
+    prepared = client.prepare("POST", "https://127.0.0.1:1/")
+    assert prepared.pool is not None
+    connection = Http2Connection(prepared.pool)
+    transport = Unplugged()
+    connection.connection_made(transport)
+    connection.holds = 1
+    answer = connection.start(prepared, b"{}", ())
+    begun = connection.heard_at
+    assert connection.sweep(begun + 14, idle_s=60) is not None
+    assert connection.pinged_at is None
+    connection.sweep(begun + 15, idle_s=60)
+    assert connection.pinged_at == begun + 15
+    connection.data_received(frame(4, b""))
+    assert connection.pinged_at is None
+    heard = connection.heard_at
+    connection.sweep(heard + 15, idle_s=60)
+    assert not transport.aborted
+    connection.sweep(heard + 30, idle_s=60)
+    assert transport.aborted
+    assert isinstance(answer.failure, CutAnswer)
+    await client.close()
+
+
+async def test_an_idle_http2_connection_expires() -> None:
+    client = FastClient(proxies=Proxies({}), verify=False)
+    prepared = client.prepare("POST", "https://127.0.0.1:1/")
+    assert prepared.pool is not None
+    connection = Http2Connection(prepared.pool)
+    transport = Unplugged()
+    connection.connection_made(transport)
+    assert connection.sweep(connection.idle_since + 59, idle_s=60) == connection.idle_since + 60
+    assert not transport.aborted
+    assert connection.sweep(connection.idle_since + 60, idle_s=60) is None
+    assert transport.aborted
+    await client.close()
+
+
 def frame(kind: int, payload: bytes, stream: int = 0) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + stream.to_bytes(4, "big") + payload
 

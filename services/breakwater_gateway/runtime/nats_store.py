@@ -95,7 +95,13 @@ class _Consumer(Struct):
 
 class NatsStore:
     def __init__(
-        self, side: Side, jetstream: JetStream, config: StreamConfig, guard: Guard
+        self,
+        side: Side,
+        jetstream: JetStream,
+        config: StreamConfig,
+        *,
+        guard: Guard,
+        watches: "set[NatsWatch]",
     ) -> None:
         self.side = side
         self.jetstream = jetstream
