@@ -115,7 +115,8 @@ def test_no_machine_reaches_into_another_actor_s_shell(source: str) -> None:
 
 STANDARD: Final = frozenset(
     {
-        *("argparse", "ast", "asyncio", "base64", "binascii", "collections", "datetime", "hashlib"),
+        *("argparse", "ast", "asyncio", "base64", "binascii", "collections", "datetime"),
+        *("functools", "hashlib"),
         *("inspect", "logging", "math", "pathlib", "re", "secrets", "struct", "sys", "textwrap"),
         *("types", "typing", "urllib"),
     }

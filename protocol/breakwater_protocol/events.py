@@ -26,7 +26,8 @@ class BreakerChanged(Struct, frozen=True):
     target: str
     state: BreakerState
     cause: str
-    """`failure_rate`, `consecutive`, `slow_rate`, `probe_failed`, `probe_succeeded`, `open_elapsed`, `probe_expired`, `operator`."""
+    """`failure_rate`, `consecutive`, `slow_rate`, `probe_failed`, `probe_succeeded`, `open_elapsed`, `probe_expired`,
+    `resumed` (the leader met a later epoch than its own), `operator`."""
     evidence: Evidence
     until: float
     """When an open target may be probed; 0 when closed."""

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import nats
 import openai
 import pytest
+from nats.aio.client import Client as Nats
 from tests.e2e.processes import PATIENCE_S, Gateway, Simulator, config
 
 from breakwater_protocol import Client
@@ -53,3 +55,11 @@ def sdk(gateway: Gateway) -> Iterator[openai.OpenAI]:
 async def nats_client(gateway: Gateway) -> AsyncIterator[Client]:
     async with Client(gateway.nats) as client:
         yield client
+
+
+@pytest.fixture
+async def plain(gateway: Gateway) -> AsyncIterator[Nats]:
+    """nats-py as anybody uses it, but for an ended connection, which is for good."""
+    client = await nats.connect(gateway.nats, allow_reconnect=False)
+    yield client
+    await client.close()

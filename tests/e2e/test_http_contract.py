@@ -130,7 +130,7 @@ def test_the_callers_request_id_and_properties_go_all_the_way(http: httpx.Client
         ("breakwater-request-id", "a b"),
         ("breakwater-request-id", "x" * 129),
         ("breakwater-user", "x" * 513),
-        ("breakwater-property-a b", "x"),
+        ("breakwater-property-a!b", "x"),
         ("breakwater-colour", "red"),
         ("breakwater-seq", "0"),
     ],
@@ -138,8 +138,6 @@ def test_the_callers_request_id_and_properties_go_all_the_way(http: httpx.Client
 def test_a_promise_that_cannot_be_kept_is_refused_with_its_name(
     http: httpx.Client, name: str, given: str
 ) -> None:
-    if " " in name:
-        pytest.skip("no HTTP client can send that")
     answer = http.post("/v1/chat/completions", json=body(), headers={name: given})
     assert answer.status_code == 400
     error = error_of(answer)
@@ -269,14 +267,13 @@ def test_a_failing_deployment_is_left_alone_and_probed_until_it_recovers(
         assert error_of(refused)["code"] == "no_deployment_available"
         assert int(refused.headers["retry-after"]) >= 1
     simulator.script(lane="fragile")
-    until(
-        lambda: http.post("/v1/chat/completions", json=body("fragile")).status_code == 200,
-        "the probe succeeded",
-    )
-    until(
-        lambda: value(http, "breakwater_breaker_state", deployment="fragile", state="closed") == 1,
-        "the breaker is closed",
-    )
+
+    def recovered() -> bool:
+        http.post("/v1/chat/completions", json=body("fragile"))
+        return value(http, "breakwater_breaker_state", deployment="fragile", state="closed") == 1
+
+    until(recovered, "probes have closed the breaker", every_s=0.1)
+    assert http.post("/v1/chat/completions", json=body("fragile")).status_code == 200
     transitions = samples(http)["breakwater_breaker_transitions_total"]
     assert sum(number for _, number in transitions) >= 3
 

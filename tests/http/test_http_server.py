@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from tests.http.wire import Recorder, answers, echo, make
+from tests.http.wire import Recorder, answers, echo, make, until
 
 from breakwater_gateway.runtime.http_server import (
     AddressInUse,
@@ -66,11 +66,6 @@ async def connected(server: HttpServer) -> AsyncIterator[Client]:
         yield Client(reader, writer)
     finally:
         writer.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what it watches has no event
-        await asyncio.sleep(0.005)
 
 
 async def test_a_connection_serves_many_requests() -> None:

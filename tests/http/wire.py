@@ -189,3 +189,9 @@ def dechunk(data: bytes) -> tuple[bytes, bytes]:
         data = data[length + 2 :]
         if not length:
             return body, data
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what happens on the other side of a socket; the caller bounds the time."""
+    while not condition():  # noqa: ASYNC110 - what it watches has no event
+        await asyncio.sleep(0.002)

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -143,7 +144,7 @@ def test_base64_becomes_floats_for_clients_that_did_not_ask_for_it() -> None:
 # ---------------------------------------------------------------- streams
 
 
-def chunk(delta: dict[str, object] | None, finish: str | None = None, **more: object) -> bytes:
+def chunk(delta: Mapping[str, object] | None, finish: str | None = None, **more: object) -> bytes:
     choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
     return json.dumps({"choices": choices, **more}).encode()
 

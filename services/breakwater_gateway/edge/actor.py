@@ -134,7 +134,8 @@ class Edge(Actor):
     def _refuse(self, status: int, message: str, responder: Responder) -> None:
         """The server's own refusals (malformed, too large, too many) in OpenAI's shape."""
         if status == 413:
-            failure: f.Failure = f.PayloadTooLarge(message)
+            mend = "send less, or raise limits.body_bytes"
+            failure: f.Failure = f.PayloadTooLarge(f"{message.rstrip('.')}: {mend}")
         elif status >= 500:
             failure = f.Overloaded(message)
         else:
@@ -159,8 +160,8 @@ class Edge(Actor):
                 self._ready_answer(responder)
             case "GET" | "HEAD", "/metrics":
                 self._tasks.spawn(self._metrics_answer(responder))
-            case _, path if path in _PATHS:
-                allowed = _PATHS[path]
+            case _, path if path in _PATHS or path.startswith("/v1/models/"):
+                allowed = _PATHS.get(path, "GET")
                 _, headers, body = api.error_answer(
                     f.InvalidRequest(f"{path} takes {allowed}, not {request.method[:16]}")
                 )

@@ -22,7 +22,7 @@ def decode_request(
 ) -> ChatRequest | EmbeddingsRequest | f.Failure:
     if len(body) > limit:
         return f.PayloadTooLarge(
-            f"the body has {len(body)} bytes and the limit is {limit}: send less, or raise limits.body"
+            f"the body has {len(body)} bytes and the limit is {limit}: send less, or raise limits.body_bytes"
         )
     if not body.strip():
         return f.InvalidRequest("the body is empty: send a JSON object with model and messages")

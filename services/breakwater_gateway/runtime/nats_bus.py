@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import nats.aio.client
 import nats.aio.msg
 import nats.aio.subscription
@@ -174,6 +175,7 @@ class NatsBus:
         self._side_opening = asyncio.Lock()
         self._stores: dict[str, NatsStore] = {}
         self._watches: set[NatsWatch] = set()
+        self._claims = msgspec.structs.replace(CLAIM_STREAM, num_replicas=replicas)
         self._claims_ready = False
 
     @property
@@ -256,7 +258,7 @@ class NatsBus:
             h.NATS_MSG_ID: secrets.token_hex(12),
         }
         if not self._claims_ready:
-            await jetstream.ensure_stream(CLAIM_STREAM)
+            await jetstream.ensure_stream(self._claims)
             self._claims_ready = True
         for last in (False, False, True):
             try:
@@ -266,7 +268,7 @@ class NatsBus:
             except NoResponders:  # a memory stream goes with its server
                 if last:
                     raise
-                await jetstream.ensure_stream(CLAIM_STREAM)
+                await jetstream.ensure_stream(self._claims)
             except AskTimeout:
                 if last:
                     raise

@@ -48,6 +48,8 @@ PULL_S: Final = 30
 BATCH: Final = 256
 SILENCE_S: Final = 5.0
 """A consumer that missed two heartbeats is gone."""
+MAKE_S: Final = 2.0
+"""For a consumer to be made: while a cluster elects, asking again is quicker than waiting."""
 RETRY_S: Final = (0.1, 2.0)
 
 OPERATION: Final = "KV-Operation"
@@ -266,12 +268,12 @@ class _Reader:
         store = self._store
         api = f"CONSUMER.CREATE.{store.config.name}.{self._name}"
         try:
-            return await store.jetstream.request(api, body, _Consumer)
+            return await store.jetstream.request(api, body, _Consumer, timeout_s=MAKE_S)
         except JetStreamError as error:
             if error.code != STREAM_NOT_FOUND:
                 raise
         await store.jetstream.ensure_stream(store.config)
-        return await store.jetstream.request(api, body, _Consumer)
+        return await store.jetstream.request(api, body, _Consumer, timeout_s=MAKE_S)
 
     async def loaded(self, timeout_s: float) -> None:
         """Returns when all that was there was taken. Raises `AskTimeout` or the reader's end."""

@@ -9,16 +9,18 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Callable
 
 from breakwater_gateway.runtime.http_server import AddressInUse
 from breakwater_gateway.runtime.telemetry import configure_logging, flush_logs, get_log
 from breakwater_gateway.simulator.actor import DRAIN_S
 from breakwater_gateway.simulator.server import SimulatorServer
 
+new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
     from uvloop import new_event_loop
 except ImportError:
-    from asyncio import new_event_loop
+    new_event_loop = asyncio.new_event_loop
 
 
 async def serve(host: str, port: int, seed: int) -> int:

@@ -185,7 +185,7 @@ class Exceeded(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     script: Script
     draw: float
-    """In [0, 1), of this request and its repetition."""
+    """In [0, 1), of this request and its repetition; 0 where the script leaves nothing to chance."""
     fault: Fault | None = None
     exceeded: Exceeded | None = None
     headers: tuple[tuple[str, str], ...] = ()
@@ -271,7 +271,8 @@ class Book:
         """
         rule = self._find(call.lane, call.model, call.key)
         script = rule.script
-        draw = self._draw(call.chance)
+        # Drawing costs memory of what came before: only for scripts that leave something to chance.
+        draw = self._draw(call.chance) if script.faults or script.first_token_jitter_ms else 0.0
         headers: tuple[tuple[str, str], ...] = ()
         exceeded = _over_size(rule, call)
         if exceeded is None and (script.rpm or script.tpm):

@@ -93,12 +93,13 @@ class ToolCall(_Part, frozen=True, tag="tool_call"):
 
 
 class ToolResult(_Part, frozen=True, tag="tool_result"):
-    """`name` may be unknown (OpenAI gives only the id)."""
+    """`name` may be unknown (OpenAI gives only the id). `plain`: as in `Turn`."""
 
     call_id: str
     name: str = ""
     content: list["Part"] = []
     is_error: bool = False
+    plain: bool = False
 
 
 class Native(_Part, frozen=True, tag="native"):
