@@ -156,9 +156,19 @@ class LoadBoard:
     `choose_worker(..., now=...)`.
     """
 
-    __slots__ = ("_by_pool", "_expires_at", "_targets", "_workers", "_workers_own", "refused")
+    __slots__ = (
+        "_by_pool",
+        "_expires_at",
+        "_targets",
+        "_workers",
+        "_workers_own",
+        "refused",
+        "version",
+    )
 
     def __init__(self) -> None:
+        self.version = 0
+        """Grows whenever `serves` may answer otherwise than before."""
         self._workers: dict[str, _Worker] = {}
         self._workers_own: dict[str, _Tally] = {}
         self._targets: dict[str, _Tally] = {}
@@ -180,7 +190,7 @@ class LoadBoard:
                 self.refused += 1
                 return
             worker = self._workers[beat.id] = _Worker(beat.id, self._own(beat.id))
-            self._by_pool.clear()
+            self._pools_changed()
         pools = frozenset(beat.pools[:POOLS_PER_WORKER_MAX])
         capacity = max(0, beat.capacity)
         if (worker.capacity > 0, worker.draining, worker.pools) != (
@@ -188,7 +198,7 @@ class LoadBoard:
             beat.draining,
             pools,
         ):
-            self._by_pool.clear()
+            self._pools_changed()
         worker.capacity, worker.draining, worker.pools = capacity, beat.draining, pools
         worker.seen_at = now
         self._expires_at = min(self._expires_at, now + ALIVE_S)
@@ -204,7 +214,7 @@ class LoadBoard:
         known = self._workers.pop(worker, None)
         if known is None:
             return
-        self._by_pool.clear()
+        self._pools_changed()
         self._report(known, 0, None)
         self._forget_worker_if_idle(worker)
 
@@ -299,6 +309,10 @@ class LoadBoard:
         if tally is None:
             tally = self._workers_own[worker] = _Tally()
         return tally
+
+    def _pools_changed(self) -> None:
+        self._by_pool.clear()
+        self.version += 1
 
     def _pool(self, pool: str) -> tuple[_Worker, ...]:
         workers = self._by_pool.get(pool)

@@ -6,7 +6,7 @@ import pytest
 
 from breakwater_gateway.runtime.bus import BusError, Handler, Message, NoResponders
 from breakwater_gateway.runtime.local_first import LocalFirst
-from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
+from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub, MemorySubscription
 from breakwater_protocol.subjects import Subjects
 
 pytestmark = pytest.mark.anyio
@@ -126,3 +126,25 @@ async def test_routes_are_forgotten_when_somebody_comes_or_goes(bus: LocalFirst)
     await mine.drain()
     with pytest.raises(NoResponders):
         await bus.ask("bw.v1.work.w1", timeout_s=1)
+
+
+async def test_without_echo_what_leaves_is_heard_here_once(hub: MemoryHub) -> None:
+    """As over a NATS connection that asked for no echo: the server sends nothing back."""
+
+    class Deaf(MemoryBus):
+        async def subscribe(
+            self, subject: str, handler: Handler, *, queue: str = ""
+        ) -> MemorySubscription:
+            return await super().subscribe("unheard." + subject, handler, queue=queue)
+
+    bus = LocalFirst(Deaf("process", hub), Subjects(), echo=False)
+    here: list[Message] = []
+    there: list[Message] = []
+    await bus.subscribe("bw.v1.evt.alert.*", here.append)
+    await bus.subscribe("bw.v1.evt.alert.*", here.append, queue="elsewhere")
+    await MemoryBus("other", hub).subscribe("bw.v1.evt.alert.*", there.append)
+    bus.publish("bw.v1.evt.alert.x", b"1", headers={"a": "b"})
+    await bus.flush()
+    await hub.settled()
+    assert [(m.data, dict(m.headers)) for m in here] == [(b"1", {"a": "b"})]
+    assert len(there) == 1

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakwater_gateway.config.model import Deployment
+from breakwater_gateway.config.model import Deployment, StrategyName
 from breakwater_gateway.router.strategies import (
     STRATEGIES,
     Dropped,
+    Group,
     Need,
     Reason,
     Strategy,
@@ -237,3 +238,25 @@ def test_filtering_loses_nothing(targets: list[Deployment], seed: int) -> None:
     )
     everyone = [*found.usable, *found.half_open, *(d.deployment for d in found.dropped)]
     assert sorted(t.id for t in everyone) == sorted(t.id for t in targets)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=6),
+    st.sampled_from(["simple-shuffle", "least-busy"]),
+    st.integers(0, 2**32),
+)
+def test_a_group_chooses_only_what_the_whole_order_could_begin_with(
+    shapes: list[tuple[int, int]], strategy: StrategyName, seed: int
+) -> None:
+    targets = [deployment(f"t{i}", weight=w, order=o) for i, (w, o) in enumerate(shapes)]
+    loads = Loads({t.id: i % 3 for i, t in enumerate(targets)})
+    chosen = Group(targets).first(strategy, loads, Random(seed).random)
+    possible = {STRATEGIES[strategy](targets, loads, Random(s).random)[0].id for s in range(200)}
+    assert chosen.id in possible
+
+
+def test_a_group_draws_its_first_by_weight() -> None:
+    group = Group([deployment("a", weight=1), deployment("b", weight=3)])
+    draw = Random(7).random
+    drawn = [group.first("simple-shuffle", Loads(), draw).id for _ in range(4000)]
+    assert 0.72 < drawn.count("b") / len(drawn) < 0.78

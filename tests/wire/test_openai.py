@@ -16,7 +16,7 @@ from breakwater_protocol.chat import Usage
 
 
 def encoded(
-    body: dict[str, object], *, stream: bool = False, api: str = "chat"
+    body: Mapping[str, object], *, stream: bool = False, api: str = "chat"
 ) -> dict[str, object]:
     raw = Raw(json.dumps(body).encode())
     found = json.loads(openai.encode_request(raw, model="gpt-x", api=api, stream=stream))

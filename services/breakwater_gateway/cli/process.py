@@ -170,11 +170,12 @@ class _Serving:
             creds=Path(process.creds) if process.creds else None,
             on_closed=self.on_closed,
             log=self.log,
+            echo=process.bus_only,
         )
         try:
             await ensure_streams(bus, events_stream(self.subjects.root), where=process.nats)
             if not process.bus_only:
-                bus = LocalFirst(bus, self.subjects, log=self.log)
+                bus = LocalFirst(bus, self.subjects, log=self.log, echo=False)
             await bus.subscribe(self.subjects.metrics.at(process.group), self.on_metrics_asked)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -265,7 +266,7 @@ class _Serving:
         def simulator(context: Context) -> Actor:
             from breakwater_gateway.simulator.actor import Simulator
 
-            return Simulator(context, "127.0.0.1", process.simulator_port)
+            return Simulator(context, process.listen.host, process.simulator_port)
 
         return {
             "simulator": simulator,

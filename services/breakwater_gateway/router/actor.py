@@ -26,7 +26,7 @@ from breakwater_gateway.router.plan import (
 )
 from breakwater_gateway.router.requests import decode_request
 from breakwater_gateway.router.retry import RetryBudget
-from breakwater_gateway.router.strategies import STRATEGIES, filter_targets
+from breakwater_gateway.router.strategies import STRATEGIES, Filtered, Group, filter_targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import error_body, error_headers
 from breakwater_gateway.runtime.bus import (
@@ -64,6 +64,7 @@ _GRACE_S: Final = 0.5
 """How long after the deadline the worker's own timers may take to end the attempt."""
 _PROBE_EXTRA_S: Final = 5.0
 _CLAIMS_KEPT: Final = 4096
+_LOOK_S: Final = 1.0
 _TENANTS_KEPT: Final = 16_384
 
 _replies = msgspec.json.Decoder(WorkReply)
@@ -135,6 +136,18 @@ class _Life:
         self.decisions: list[Decision] = []
 
 
+class _Ready(Struct, frozen=True):
+    """A model's targets that may be called, for as long as nothing the views say has changed."""
+
+    model: Model
+    views: tuple[int, int]
+    until: float
+    """When a dropped target's reason ends."""
+    group: Group | None
+    """None: the first choice needs the whole look (a probe is due, or nothing is usable)."""
+    by_id: dict[str, Deployment]
+
+
 class _Meters(Struct, frozen=True):
     requests: Counter
     duration: Histogram
@@ -158,6 +171,9 @@ class Router(Actor):
         self._claims: dict[tuple[str, int], bool] = {}
         self._tenants: dict[str, str] = {}
         """By the subject they ask on."""
+        self._ready: dict[str, _Ready] = {}
+        self._changes = 0
+        """Of the breaker view and of pauses: what was looked up before holds no longer."""
         self._turn = 0
         self._tasks = TaskSet(context.log)
         self._idle = asyncio.Event()
@@ -218,6 +234,7 @@ class Router(Actor):
         self._breakers.retain(known)
         self._not_before = {t: at for t, at in self._not_before.items() if t in known}
         self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
+        self._ready.clear()
 
     def load(self) -> Load:
         return Load(
@@ -237,7 +254,7 @@ class Router(Actor):
 
     def _on_health(self, message: Message) -> None:
         try:
-            self._breakers.fold(self.context.subjects.health.decode(message.data))
+            self._changes += self._breakers.fold(self.context.subjects.health.decode(message.data))
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
 
@@ -245,7 +262,9 @@ class Router(Actor):
         if entry.value is None:
             return
         try:
-            self._breakers.fold(msgspec.json.decode(entry.value, type=BreakerChanged))
+            self._changes += self._breakers.fold(
+                msgspec.json.decode(entry.value, type=BreakerChanged)
+            )
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_entry", key=entry.key, error=str(error))
 
@@ -270,6 +289,7 @@ class Router(Actor):
     def _pause(self, target: str, seconds: float) -> None:
         until = self.context.clock.now() + min(seconds, 120.0)
         self._not_before[target] = max(until, self._not_before.get(target, 0.0))
+        self._changes += 1
 
     # ------------------------------------------------------------ requests in
 
@@ -376,7 +396,10 @@ class Router(Actor):
         clock = self.context.clock
         while life.request_id in self._live:
             now = clock.now()
-            candidates, skipped = self._options_now(life, now)
+            first = self._first_choice(life, now) if not life.decisions else None
+            candidates, skipped = (
+                ((first,), ()) if first is not None else self._options_now(life, now)
+            )
             step = life.plan.next(candidates, skipped, now=now)
             match step:
                 case Dispatch():
@@ -399,12 +422,33 @@ class Router(Actor):
                     self._answer_failure(life, failure)
                     return
 
-    def _options_now(
-        self, life: _Life, now: float
-    ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
-        """The model's targets as the views show them at this moment, in the strategy's order."""
+    def _first_choice(self, life: _Life, now: float) -> Candidate | None:
+        """Where a request goes first, when there is nothing to it but the strategy."""
         model = life.model
-        found = filter_targets(
+        views = (self._changes, self._loads.version)
+        ready = self._ready.get(model.name)
+        if ready is None or ready.views != views or ready.model is not model or now >= ready.until:
+            ready = self._ready[model.name] = self._look(model, views, now)
+        if ready.group is None:
+            return None
+        chosen = ready.group.first(model.strategy, self._loads, self.context.clock.draw)
+        return self._candidate(chosen, probe=False)
+
+    def _look(self, model: Model, views: tuple[int, int], now: float) -> _Ready:
+        found = self._filter(model, now)
+        wait_s = found.wait_s()
+        plain = not found.half_open and all(d.max_in_flight is None for d in model.deployments)
+        return _Ready(
+            model=model,
+            views=views,
+            # An open target that nobody speaks for turns half-open by itself: look again in time.
+            until=now + (_LOOK_S if wait_s is None else min(wait_s, _LOOK_S)),
+            group=Group(found.usable) if plain and found.usable else None,
+            by_id={d.id: d for d in model.deployments},
+        )
+
+    def _filter(self, model: Model, now: float) -> Filtered:
+        return filter_targets(
             model.deployments,
             breakers=self._breakers,
             load=self._loads,
@@ -412,6 +456,13 @@ class Router(Actor):
             now=now,
             now_wall=self.context.clock.wall(),
         )
+
+    def _options_now(
+        self, life: _Life, now: float
+    ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
+        """The model's targets as the views show them at this moment, in the strategy's order."""
+        model = life.model
+        found = self._filter(model, now)
         ordered = STRATEGIES[model.strategy](found.usable, self._loads, self.context.clock.draw)
         # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
         probes = [
@@ -444,6 +495,13 @@ class Router(Actor):
             probe=probe,
         )
 
+    def _deployment(self, model: Model, id_: str) -> Deployment:
+        """Of the model as the request found it, whatever the configuration says by now."""
+        ready = self._ready.get(model.name)
+        if ready is not None and ready.model is model:
+            return ready.by_id[id_]
+        return next(d for d in model.deployments if d.id == id_)
+
     def _budget(self, target: str, life: _Life) -> RetryBudget:
         budget = self._budgets.get(target)
         if budget is None:
@@ -453,7 +511,7 @@ class Router(Actor):
     def _dispatch(self, life: _Life, step: Dispatch, now: float) -> bool:
         """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
         clock, target = self.context.clock, step.candidate.target
-        deployment = next(d for d in life.model.deployments if d.id == step.candidate.deployment)
+        deployment = self._deployment(life.model, step.candidate.deployment)
         worker = self._loads.choose_worker(deployment.pool, clock.draw(), now=now)
         life.dispatch = step
         life.started = False

@@ -4,6 +4,9 @@ Wraps any bus. A subject somebody here serves, and every inbox opened here, is r
 loop's next turn; everything else, and everything that all must hear, goes over the wrapped bus. Whoever
 publishes cannot tell, except by the clock.
 
+Over a bus without echo (`echo=False`) the server sends nothing back to where it came from, so what leaves
+is also handed to the observers here: an event costs its process no second pass through the parser.
+
 "Serves" means an exact subscription or a member of a queue group. A plain wildcard subscription is an
 observer: it hears what passes here, but does not keep a message from whoever serves it elsewhere.
 """
@@ -34,7 +37,9 @@ LOCAL_MESSAGE_MAX: Final = 256 * 1024 * 1024
 
 
 class LocalFirst:
-    def __init__(self, bus: Bus, subjects: Subjects, *, log: Log | None = None) -> None:
+    def __init__(
+        self, bus: Bus, subjects: Subjects, *, log: Log | None = None, echo: bool = True
+    ) -> None:
         self.name = bus.name
         self._bus = bus
         self._subjects = subjects
@@ -43,6 +48,9 @@ class LocalFirst:
         self._interest = Interest()
         self._inboxes: dict[str, Handler] = {}
         self._served: dict[str, Route | None] = {}
+        self._echo = echo
+        self._observers: dict[str, tuple[Member, ...]] = {}
+        """Of subjects that leave; only kept where the wrapped bus has no echo."""
         self._closed = False
         self.delivered = 0
         """Messages that did not have to leave the process."""
@@ -82,6 +90,10 @@ class LocalFirst:
             route = self._resolve(subject)
         if route is None:
             self._bus.publish(subject, data, reply=reply, headers=headers)
+            if not self._echo and (observers := self._observers.get(subject)):
+                message = Message(subject, data, reply, dict(headers) if headers else headers)
+                for member in observers:
+                    self._deliveries.push(member.handler, message)
             return
         message = self._message(subject, data, reply, headers)
         for member in route.plain:
@@ -96,7 +108,7 @@ class LocalFirst:
         check_pattern(subject, queue)
         inner = await self._bus.subscribe(subject, handler, queue=queue)
         member = self._interest.add(subject, queue, handler)
-        self._served.clear()
+        self._forget()
         return LocalSubscription(self, member, inner)
 
     def open_inbox(self, handler: Handler) -> "LocalInbox":
@@ -130,15 +142,19 @@ class LocalFirst:
             await self._deliveries.settled()
             self._closed = True
             self._inboxes.clear()
-            self._served.clear()
+            self._forget()
             self._interest = Interest()
         await self._bus.close()
 
     async def retire(self, member: Member) -> None:
         """Choose this subscription no more; returns when what it was chosen for was delivered."""
         self._interest.remove(member)
-        self._served.clear()
+        self._forget()
         await self._deliveries.settled()
+
+    def _forget(self) -> None:
+        self._served.clear()
+        self._observers.clear()
 
     def _message(
         self, subject: str, data: bytes, reply: str, headers: Mapping[str, str]
@@ -165,8 +181,11 @@ class LocalFirst:
             ):
                 route = None
         if len(self._served) >= ROUTES_MAX:
-            self._served.clear()
+            self._forget()
         self._served[subject] = route
+        if route is None and not self._echo:
+            heard = self._interest.route(subject)
+            self._observers[subject] = heard.plain if heard is not None else ()
         return route
 
 

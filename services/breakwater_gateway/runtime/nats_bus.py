@@ -110,6 +110,7 @@ class _Options(Struct, frozen=True):
     watchdog: Watchdog
     outbox_max: int
     outbox_bytes_max: int
+    echo: bool
 
     @property
     def where(self) -> str:
@@ -131,12 +132,14 @@ async def connect_nats(
     watchdog: Watchdog | None = None,
     outbox_max: int = OUTBOX_MAX,
     outbox_bytes_max: int = OUTBOX_BYTES_MAX,
+    echo: bool = True,
 ) -> "NatsBus":
     """Connect to `url` (several servers: joined by commas).
 
     `role` names the inbox prefix, `name` the connection as `connz` shows it. `on_closed` hears why the
-    connection is gone for good. Raises `BusUnreachable` if no server took us within `patience_s` (0:
-    every server is tried once).
+    connection is gone for good. Without `echo` the server does not send us what we published: for a
+    bus that `LocalFirst` wraps, which hands it over in memory. Raises `BusUnreachable` if no server
+    took us within `patience_s` (0: every server is tried once).
     """
     servers = tuple(server.strip() for server in url.split(",") if server.strip())
     if not servers:
@@ -150,6 +153,7 @@ async def connect_nats(
         watchdog=watchdog if watchdog is not None else Watchdog(),
         outbox_max=outbox_max,
         outbox_bytes_max=outbox_bytes_max,
+        echo=echo,
     )
     bus = NatsBus(options, on_closed=on_closed, replicas=replicas, guard=Guard(log))
     await bus.open(patience_s)
@@ -405,6 +409,7 @@ class _Connection:
             "disconnected_cb": on_disconnect,
             "reconnected_cb": on_back,
             "max_reconnect_attempts": -1,
+            "no_echo": not self._options.echo,
             # One draw a connection: a fleet must not come back in step.
             "reconnect_time_wait": random.uniform(0.25, 1.0),  # noqa: S311
             "connect_timeout": CONNECT_S,

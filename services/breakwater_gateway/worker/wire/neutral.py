@@ -284,9 +284,10 @@ class Finished(Struct, frozen=True, tag="finished"):
 
 
 class UsageKnown(Struct, frozen=True, tag="usage_known"):
-    """Cumulative; the last one counts."""
+    """Cumulative; the last one counts. `extra` may keep the provider's own usage object."""
 
     usage: Usage
+    extra: Extra = {}
 
 
 class Broke(Struct, frozen=True, tag="broke"):
