@@ -25,7 +25,12 @@ class NatsProcess:
     """A nats-server of a test's own: killed, stopped and started again on the same port."""
 
     def __init__(
-        self, directory: Path, *, jetstream: bool = True, max_payload: str = "8MB"
+        self,
+        directory: Path,
+        *,
+        jetstream: bool = True,
+        max_payload: str = "8MB",
+        max_file_store: str = "1GB",
     ) -> None:
         self.directory = directory
         with socket.socket() as probe:
@@ -39,7 +44,8 @@ class NatsProcess:
             "feature_flags { js_ack_fc_v2: false }",
         ]
         if jetstream:
-            lines.append(f'jetstream {{ store_dir: "{directory / "js"}", max_file_store: 1GB }}')
+            store = directory / "js"
+            lines.append(f'jetstream {{ store_dir: "{store}", max_file_store: {max_file_store} }}')
         (directory / "nats.conf").write_text("\n".join(lines))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -108,10 +114,14 @@ def nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsProcess]]:
     """Starts servers that the test may kill: `server = nats_server(jetstream=False)`."""
     servers: list[NatsProcess] = []
 
-    def start(*, jetstream: bool = True, max_payload: str = "8MB") -> NatsProcess:
+    def start(
+        *, jetstream: bool = True, max_payload: str = "8MB", max_file_store: str = "1GB"
+    ) -> NatsProcess:
         directory = tmp_path / f"nats-{len(servers)}"
         directory.mkdir()
-        server = NatsProcess(directory, jetstream=jetstream, max_payload=max_payload)
+        server = NatsProcess(
+            directory, jetstream=jetstream, max_payload=max_payload, max_file_store=max_file_store
+        )
         servers.append(server)
         server.start()
         return server

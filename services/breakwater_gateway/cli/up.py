@@ -31,7 +31,7 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.edge.actor import Listen
 from breakwater_gateway.runtime.embedded import start_nats_server
-from breakwater_gateway.runtime.logs import get_log
+from breakwater_gateway.runtime.logs import configure_logging, get_log
 
 RESTART_S: Final = 1.0
 LEAVE_S: Final = 5.0
@@ -60,6 +60,8 @@ async def run_up(plan: Up) -> int:
     check_port(plan.host, port)
     simulator_port = _free_port()
     stored, config = _configuration(plan, simulator_port)
+    form = "console" if plan.log == "console" else config.telemetry.log
+    configure_logging(form, config.telemetry.level)
     async with AsyncExitStack() as stack:
         url = plan.nats
         if not url:

@@ -11,6 +11,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
+from breakwater_gateway.config.model import Config
 from breakwater_gateway.edge import openai_api as api
 from breakwater_gateway.router.options import read_duration
 from breakwater_gateway.runtime.actor import Actor, Context, Load
@@ -84,6 +85,7 @@ class Edge(Actor):
     ) -> None:
         """`readiness`: why this process cannot serve, by part; empty when it can."""
         super().__init__(context)
+        self._longest_s = _longest_s(context.config)
         self._listen = listen
         self._readiness = readiness
         self._metrics_text = metrics_text
@@ -114,7 +116,7 @@ class Edge(Actor):
     async def drain(self) -> None:
         self.draining = True
         if self._server is not None:
-            await self._server.drain(self.longest_s() + _ROUTER_GRACE_S)
+            await self._server.drain(self._longest_s + _ROUTER_GRACE_S)
         await self._tasks.join()
 
     async def stop(self) -> None:
@@ -125,9 +127,9 @@ class Edge(Actor):
     def load(self) -> Load:
         return Load(capacity=self.config.limits.connections, in_flight=len(self._calls))
 
-    def longest_s(self) -> float:
-        """The longest total timeout that any model is configured with."""
-        return max((m.timeouts.total_s for m in self.config.models.values()), default=60.0)
+    def on_config(self, config: Config, revision: int) -> None:
+        super().on_config(config, revision)
+        self._longest_s = _longest_s(config)
 
     # ------------------------------------------------------------ HTTP in
 
@@ -209,7 +211,7 @@ class Edge(Actor):
 
     def _patience(self, headers: dict[str, str]) -> float:
         asked = read_duration(headers.get(h.TIMEOUT, ""))
-        return self.longest_s() if asked is None else min(asked, 3600.0)
+        return self._longest_s if asked is None else min(asked, 3600.0)
 
     # ------------------------------------------------------------ bus back
 
@@ -347,6 +349,11 @@ class Edge(Actor):
 
     async def _metrics_answer(self, responder: Responder) -> None:
         responder.respond(200, (("content-type", METRICS_TYPE),), await self._metrics_text())
+
+
+def _longest_s(config: Config) -> float:
+    """The longest total timeout that any model is configured with."""
+    return max((m.timeouts.total_s for m in config.models.values()), default=60.0)
 
 
 _PATHS: Final = {

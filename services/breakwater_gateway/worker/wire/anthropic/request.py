@@ -18,6 +18,9 @@ from breakwater_gateway.worker.wire.bad_request import BadRequest
 MESSAGES_MAX: Final = 100_000
 
 _T = TypeVar("_T")
+SHOWN: Final = "summarized"
+"""`thinking.display` where thinking is to be seen."""
+
 _Role = Literal["user", "assistant", "system"]
 
 
@@ -229,7 +232,7 @@ def _tool(raw: Raw, at: int) -> n.Tool | n.NativeTool:
         if b.string(given, "type", "custom") != "custom":
             return n.NativeTool(dialect="anthropic", raw=raw)
         name = b.string(given, "name")
-        description = b.string(given, "description") if "description" in given else None
+        description = _nullable_string(given, "description")
     except b.NotOfThisShape as wrong:
         raise _shapeless(wrong, where) from None
     except b.UNREADABLE:
@@ -244,6 +247,12 @@ def _tool(raw: Raw, at: int) -> n.Tool | n.NativeTool:
         strict=None if strict is None else _field(_nullable_bool, strict, f"{where}.strict"),
         extra=b.rest(given),
     )
+
+
+def _nullable_string(given: dict[str, Raw], name: str) -> str | None:
+    if name in given and bytes(given[name]) == b.NULL:
+        del given[name]
+    return b.string(given, name) if name in given else None
 
 
 _nullable_bool: Final = msgspec.json.Decoder(bool | None)
@@ -300,6 +309,10 @@ _object: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def _reasoning(thinking: dict[str, Raw] | None, effort: str) -> n.Reasoning | None:
+    """`show` is set where thinking is on and not omitted: this API shows what it thinks.
+
+    An effort without `thinking` is one with nothing shown, so the two are told apart.
+    """
     if thinking is None:
         return n.Reasoning(effort=effort) if effort else None
     given = dict(thinking)
@@ -308,16 +321,21 @@ def _reasoning(thinking: dict[str, Raw] | None, effort: str) -> n.Reasoning | No
         display = b.string(given, "display", "")
     except b.NotOfThisShape as wrong:
         raise _shapeless(wrong, "thinking") from None
+    if kind == "disabled":
+        return n.Reasoning(effort=effort, off=True, extra=b.rest(given))
     budget = None
     if kind == "enabled":
         raw = given.pop("budget_tokens", Raw(b.NULL))
         budget = _field(_nullable_int, raw, "thinking.budget_tokens")
         if budget is None:
             raise BadRequest("thinking.budget_tokens: Field required", "thinking.budget_tokens")
-    elif kind != "disabled":
+    elif kind != "adaptive":
         given["type"] = Raw(b.encode(kind))
-    off = kind == "disabled"
-    return n.Reasoning(effort=effort, budget=budget, off=off, show=display, extra=b.rest(given))
+    if display not in {"", SHOWN}:
+        given["display"] = Raw(b.encode(display))
+        display = ""
+    show = display if "display" in given else display or "auto"
+    return n.Reasoning(effort=effort, budget=budget, show=show, extra=b.rest(given))
 
 
 def _format(given: dict[str, Raw], extra: n.Extra) -> n.OutputFormat:

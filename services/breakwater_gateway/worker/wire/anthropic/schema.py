@@ -14,9 +14,25 @@ DEPTH_MAX: Final = 64
 
 _CONSTRAINTS: Final = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    *("minLength", "maxLength", "maxItems", "uniqueItems", "contains", "minContains", "maxContains"),
+    *(
+        "minLength",
+        "maxLength",
+        "maxItems",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+    ),
     *("minProperties", "maxProperties", "patternProperties", "propertyNames"),
-    *("dependentRequired", "dependentSchemas", "if", "then", "else", "not", "unevaluatedProperties"),
+    *(
+        "dependentRequired",
+        "dependentSchemas",
+        "if",
+        "then",
+        "else",
+        "not",
+        "unevaluatedProperties",
+    ),
 )
 _FORMATS: Final = frozenset(
     {
@@ -51,7 +67,7 @@ def _close(node: dict[str, Any], loosened: dict[str, None], depth: int) -> bool:
     if "oneOf" in node and "anyOf" not in node:
         node["anyOf"] = node.pop("oneOf")
         loosened["oneOf"] = None
-    told = {name: node.pop(name) for name in _CONSTRAINTS if name in node}
+    told: dict[str, Any] = {name: node.pop(name) for name in _CONSTRAINTS if name in node}
     if "minItems" in node and node["minItems"] not in (0, 1):
         told["minItems"] = node.pop("minItems")
     if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
