@@ -202,6 +202,17 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
     "EmbeddingList": _Reply(
         "The embeddings, in OpenAI's shape.", answers.EmbeddingsBody, "AnswerHeaders"
     ),
+    "NativeAnswer": _Reply(
+        "The whole answer, or why there is none, in the shape of the API that was asked.",
+        {},
+        "AnswerHeaders",
+    ),
+    "NativeEvents": _Reply(
+        "A part of a streamed answer: one event of the API that was asked a line.",
+        {},
+        "ChunkHeaders",
+        "application/x-ndjson",
+    ),
     "ModelList": _Reply("The logical models.", chat.ModelList, "AnswerHeaders"),
     "Error": _Reply(
         "Why there is no answer: OpenAI's error object.", answers.ErrorBody, "ErrorHeaders"
@@ -230,6 +241,14 @@ class _Talk(NamedTuple):
 
 
 _EVERYBODY: Final = ("subscriber",)
+_NATIVE: Final = _Talk(
+    ("client", "edge"),
+    ("router",),
+    ("NativeAnswer", "NativeEvents", "StreamEnd"),
+    "router",
+    "RequestHeaders",
+    chat.NativeRequest,
+)
 _TALK: Final[Mapping[str, _Talk]] = {
     "chat": _Talk(
         ("client", "edge"),
@@ -247,6 +266,9 @@ _TALK: Final[Mapping[str, _Talk]] = {
         "RequestHeaders",
         chat.EmbeddingsRequest,
     ),
+    "messages": _NATIVE,
+    "responses": _NATIVE,
+    "generate": _NATIVE,
     "models": _Talk(
         ("client", "edge"), ("router",), ("ModelList", "Error"), "router", "RequestHeaders"
     ),
@@ -322,7 +344,10 @@ def document(subjects: Subjects | None = None) -> Json:
         "tags": [_ref("tags", "worker")],
         "messages": [
             {"$ref": f"#/channels/inbox/messages/{name}"}
-            for name in ("ChatCompletion", "ChatChunks", "StreamEnd", "EmbeddingList", "Error")
+            for name in (
+                *("ChatCompletion", "ChatChunks", "StreamEnd", "EmbeddingList", "Error"),
+                *("NativeAnswer", "NativeEvents"),
+            )
         ],
     }
     return {

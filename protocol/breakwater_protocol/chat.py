@@ -48,6 +48,13 @@ class ChatRequest(Struct, frozen=True):
     user: str | None = None
 
 
+class NativeRequest(Struct, frozen=True):
+    """What routing reads of a body in another dialect than OpenAI's chat; the worker reads the rest."""
+
+    model: Model
+    stream: bool | None = None
+
+
 class EmbeddingsRequest(Struct, frozen=True):
     """What the gateway reads of an OpenAI embeddings body. `input` is text, texts, tokens or lists of them."""
 

@@ -131,6 +131,17 @@ class Subjects:
         self.embeddings = subject(
             "embeddings.{tenant}", msgspec.Raw, "An OpenAI embeddings body; answered on the reply."
         )
+        self.messages = subject(
+            "messages.{tenant}", msgspec.Raw, "An Anthropic Messages body; answered in kind."
+        )
+        self.responses = subject(
+            "responses.{tenant}", msgspec.Raw, "An OpenAI Responses body; answered in kind."
+        )
+        self.generate = subject(
+            "generate.{tenant}",
+            msgspec.Raw,
+            "A Gemini generateContent body with `model` and `stream` beside it; answered in kind.",
+        )
         self.models = subject(
             "models.{tenant}", msgspec.Raw, "An empty body; answered with OpenAI's list of models."
         )

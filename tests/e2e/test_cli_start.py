@@ -154,6 +154,7 @@ def test_allow_open_serves_other_addresses(tmp_path: Path) -> None:
 
 
 @pytest.mark.nats
+@pytest.mark.drill  # it waits ten seconds for somebody to publish one
 def test_run_without_any_configuration_says_what_to_pass(
     tmp_path: Path, nats_server: Callable[..., NatsProcess]
 ) -> None:

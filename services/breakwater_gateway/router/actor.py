@@ -9,6 +9,7 @@ import asyncio
 from functools import partial
 from typing import ClassVar, Final
 
+import anyio
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw, Struct
@@ -43,7 +44,13 @@ from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
-from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest, ModelEntry, ModelList
+from breakwater_protocol.chat import (
+    ChatRequest,
+    EmbeddingsRequest,
+    ModelEntry,
+    ModelList,
+    NativeRequest,
+)
 from breakwater_protocol.commands import (
     Cancel,
     Finished,
@@ -62,6 +69,8 @@ _PING_MISSES_MAX: Final = 6
 """Pings without any reply before a worker counts as lost: a silent partition."""
 _GRACE_S: Final = 0.5
 """How long after the deadline the worker's own timers may take to end the attempt."""
+_FIRST_WORKER_S: Final = 1.2
+"""Workers beat twice a second: whoever is there has been heard by then."""
 _PROBE_EXTRA_S: Final = 5.0
 _CLAIMS_KEPT: Final = 4096
 _LOOK_S: Final = 1.0
@@ -176,6 +185,7 @@ class Router(Actor):
         """Of the breaker view and of pauses: what was looked up before holds no longer."""
         self._turn = 0
         self._tasks = TaskSet(context.log)
+        self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._subscriptions: list[Subscription] = []
@@ -194,12 +204,23 @@ class Router(Actor):
             await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(f"{subjects.root}.evt.attempt.*.rate_limited", self._on_throttled),
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
+        ]
+        # A newcomer that shares the queue before it knows a worker would refuse what others can serve.
+        with anyio.move_on_after(_FIRST_WORKER_S):
+            await self._heard_worker.wait()
+        self._subscriptions += [
             await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
-            await bus.subscribe(
-                subjects.embeddings.any(),
-                partial(self._on_request, subjects.embeddings, "embeddings"),
-                queue=self.kind,
-            ),
+            *[
+                await bus.subscribe(
+                    subject.any(), partial(self._on_request, subject, api), queue=self.kind
+                )
+                for api, subject in (
+                    ("embeddings", subjects.embeddings),
+                    ("messages", subjects.messages),
+                    ("responses", subjects.responses),
+                    ("generate", subjects.generate),
+                )
+            ],
             await bus.subscribe(
                 subjects.chat.any(),
                 partial(self._on_request, subjects.chat, "chat"),
@@ -275,6 +296,8 @@ class Router(Actor):
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
         self._loads.fold(beat, self.context.clock.now())
+        if beat.actor == "worker":
+            self._heard_worker.set()
 
     def _on_throttled(self, message: Message) -> None:
         """A 429 pauses the target for every router, not each request on its own."""
@@ -312,7 +335,7 @@ class Router(Actor):
         if isinstance(life, _Life):
             self._advance(life)
         else:
-            self._refuse(message.reply, life, request_id)
+            self._refuse(message.reply, api, life, request_id)
 
     def _admit(
         self,
@@ -340,7 +363,7 @@ class Router(Actor):
                 param=h.REQUEST_ID,
             )
         asked = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
-        if not isinstance(asked, ChatRequest | EmbeddingsRequest):
+        if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
             return asked
         model = self.config.model(asked.model)
         if model is None:
@@ -364,7 +387,9 @@ class Router(Actor):
             ),
             began=now,
         )
-        if isinstance(asked, ChatRequest):
+        if isinstance(asked, NativeRequest):
+            life.stream = bool(asked.stream)
+        elif isinstance(asked, ChatRequest):
             life.stream = bool(asked.stream)
             life.include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         if options.first_token_s is not None:
@@ -383,10 +408,10 @@ class Router(Actor):
             + (" and more" if len(known) > 5 else "")
         )
 
-    def _refuse(self, reply: str, failure: f.Failure, request_id: str) -> None:
+    def _refuse(self, reply: str, api: str, failure: f.Failure, request_id: str) -> None:
         """A request that never began: answered at once, counted, and nothing kept."""
         extra = {h.REQUEST_ID: request_id} if request_id else None
-        self._publish(reply, error_body(failure), error_headers(failure, extra))
+        self._publish(reply, error_body(failure, api, request_id), error_headers(failure, extra))
         self._measure("", "", f.spec(failure).code, "error").requests.add()
 
     # ------------------------------------------------------------ the plan
@@ -789,7 +814,8 @@ class Router(Actor):
         }
         if dispatch is not None:
             extra[h.DEPLOYMENT] = dispatch.candidate.deployment
-        self._publish(life.reply, error_body(failure), error_headers(failure, extra))
+        body = error_body(failure, life.api, life.request_id)
+        self._publish(life.reply, body, error_headers(failure, extra))
         self._end(life, None, failure=failure)
 
     def _end(

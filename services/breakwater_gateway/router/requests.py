@@ -6,20 +6,26 @@ from typing import Final
 import msgspec
 
 from breakwater_protocol import failures as f
-from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
+from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest, NativeRequest
 
 STRUCTURE_MAX: Final = 200_000
 """Colons and commas a body may hold outside of what they mean: a bound on what decoding can cost."""
 _LARGE: Final = 256 * 1024
 
-_chat = msgspec.json.Decoder(ChatRequest)
-_embeddings = msgspec.json.Decoder(EmbeddingsRequest)
+
+Asked = ChatRequest | EmbeddingsRequest | NativeRequest
+
+_DECODERS: Final[dict[str, msgspec.json.Decoder[Asked]]] = {
+    "chat": msgspec.json.Decoder(ChatRequest),
+    "embeddings": msgspec.json.Decoder(EmbeddingsRequest),
+    "messages": msgspec.json.Decoder(NativeRequest),
+    "responses": msgspec.json.Decoder(NativeRequest),
+    "generate": msgspec.json.Decoder(NativeRequest),
+}
 _PATH: Final = re.compile(r" - at `\$?\.?([^`]*)`$")
 
 
-def decode_request(
-    body: bytes, *, api: str, limit: int
-) -> ChatRequest | EmbeddingsRequest | f.Failure:
+def decode_request(body: bytes, *, api: str, limit: int) -> Asked | f.Failure:
     if len(body) > limit:
         return f.PayloadTooLarge(
             f"the body has {len(body)} bytes and the limit is {limit}: send less, or raise limits.body_bytes"
@@ -31,7 +37,7 @@ def decode_request(
         return f.InvalidRequest(f"the body has more than {STRUCTURE_MAX} JSON keys")
     try:
         body.decode("utf-8")
-        return (_chat if api == "chat" else _embeddings).decode(body)
+        return _DECODERS[api].decode(body)
     except UnicodeDecodeError as error:
         return f.InvalidRequest(f"the body is not UTF-8: byte {error.start} is invalid")
     except RecursionError:

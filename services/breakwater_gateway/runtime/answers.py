@@ -1,10 +1,10 @@
 """Answers on the bus: the headers and bodies of the contract, made in one place.
 
-Errors carry OpenAI's error object; amounts are printed from integers.
+Errors carry the error object of the caller's dialect; amounts are printed from integers.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +27,10 @@ def usd(nano: int | None) -> str:
     return f"{sign}{whole}.{rest:09d}"
 
 
+Api = Literal["chat", "responses", "messages", "generate", "embeddings"]
+"""In whose dialect a caller asked, and is answered."""
+
+
 class _ErrorObject(Struct, frozen=True):
     message: str
     type: str
@@ -38,13 +42,65 @@ class _ErrorBody(Struct, frozen=True):
     error: _ErrorObject
 
 
-def error_body(failure: f.Failure) -> bytes:
-    """OpenAI's error object."""
+class _AnthropicError(Struct, frozen=True):
+    type: str
+    message: str
+
+
+class _AnthropicBody(Struct, frozen=True):
+    error: _AnthropicError
+    type: str = "error"
+    request_id: str | None = None
+
+
+class _GoogleError(Struct, frozen=True):
+    code: int
+    message: str
+    status: str
+
+
+class _GoogleBody(Struct, frozen=True):
+    error: _GoogleError
+
+
+# Anthropic API, "Errors"; Google API design guide, "Error model".
+_ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_GOOGLE_STATUS: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    413: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def error_body(failure: f.Failure, api: str = "chat", request_id: str = "") -> bytes:
+    """The error object of the caller's dialect."""
     spec = f.spec(failure)
+    message = failure.message or spec.code.replace("_", " ")
+    if api == "messages":
+        type_ = _ANTHROPIC_TYPES.get(spec.status, "api_error")
+        return _encode(
+            _AnthropicBody(_AnthropicError(type_, message), request_id=request_id or None)
+        )
+    if api == "generate":
+        status = _GOOGLE_STATUS.get(spec.status, "INTERNAL")
+        return _encode(_GoogleBody(_GoogleError(spec.status, message, status)))
     param = failure.param if isinstance(failure, f.InvalidRequest) else None
     if isinstance(failure, f.UnknownModel):
         param = "model"
-    message = failure.message or spec.code.replace("_", " ")
     return _encode(_ErrorBody(_ErrorObject(message, spec.type, param, spec.code)))
 
 

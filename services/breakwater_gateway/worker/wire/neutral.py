@@ -24,11 +24,16 @@ DialectName = Literal[
 Extra = dict[str, Raw]
 """Native fields by name, of the dialect that the value was decoded from."""
 
+Layout = dict[str, Raw]
+"""How the source dialect wrote something, where it has several ways: ids and states of entries, defaults
+spelled out, what was one entry. It asks for nothing: only the same dialect reads it, none reports it."""
+
 # ---- what turns are made of
 
 
 class _Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: Extra = {}
+    layout: Layout = {}
 
 
 class Text(_Part, frozen=True, tag="text"):
@@ -122,19 +127,25 @@ class Turn(Struct, frozen=True, omit_defaults=True):
     name: str = ""
     plain: bool = False
     extra: Extra = {}
+    layout: Layout = {}
 
 
 # ---- what is asked for
 
 
 class Tool(Struct, frozen=True, omit_defaults=True, tag="function"):
-    """A function. `schema` is its JSON Schema; None when the caller gave none."""
+    """A function. `schema` is its JSON Schema; None when the caller gave none.
+
+    `source_schema` is what the source dialect wrote where that was no JSON Schema (Gemini's OpenAPI
+    subset): it says the same as `schema`, for the encoder of that dialect alone.
+    """
 
     name: str
     description: str | None = None
     schema: Raw | None = None
     strict: bool | None = None
     extra: Extra = {}
+    source_schema: Raw | None = None
 
 
 class NativeTool(Struct, frozen=True, tag="native"):
@@ -151,7 +162,7 @@ class ToolChoice(Struct, frozen=True, omit_defaults=True):
 
 
 class OutputFormat(Struct, frozen=True, omit_defaults=True):
-    """`json`: any JSON object; `schema`: JSON that fits `schema`."""
+    """`json`: any JSON object; `schema`: JSON that fits `schema`. `source_schema`: as in `Tool`."""
 
     kind: Literal["text", "json", "schema"]
     schema: Raw | None = None
@@ -159,6 +170,7 @@ class OutputFormat(Struct, frozen=True, omit_defaults=True):
     description: str | None = None
     strict: bool | None = None
     extra: Extra = {}
+    source_schema: Raw | None = None
 
 
 class Reasoning(Struct, frozen=True, omit_defaults=True):
@@ -203,6 +215,7 @@ class Request(Struct, frozen=True, omit_defaults=True):
     usage_wanted: bool = False
     """OpenAI's `stream_options.include_usage`; the other dialects always show usage."""
     extra: Extra = {}
+    layout: Layout = {}
 
 
 # ---- what comes back

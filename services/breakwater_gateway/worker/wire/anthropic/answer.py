@@ -99,6 +99,8 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
             written = {"type": "thinking", "thinking": part.text, "signature": ""}
             if not part.text:
                 continue
+        elif not native and isinstance(part, n.ToolCall) and isinstance(written, dict):
+            written["id"] = part.id or f"toolu_{len(content)}"
         if written is not None and not (not native and isinstance(part, n.Text) and not part.text):
             content.append(written)
     reason: str | None
