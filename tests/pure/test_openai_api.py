@@ -55,6 +55,7 @@ def test_framing_stays_on_the_bus() -> None:
         "breakwater-rung": "primary",
         "retry-after": "3",
         "x-request-id": "r",
+        "request-id": "r",
     }
 
 

@@ -12,7 +12,9 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Config
-from breakwater_gateway.edge import openai_api as api
+from breakwater_gateway.edge import gemini_api
+from breakwater_gateway.edge import openai_api as http
+from breakwater_gateway.edge.framing import Framing, framing
 from breakwater_gateway.router.options import read_duration
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import (
@@ -33,7 +35,6 @@ from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import ModelList
 from breakwater_protocol.commands import Cancel
-from breakwater_protocol.subjects import Subject
 
 _SWEEP_S: Final = 1.0
 _ROUTER_GRACE_S: Final = 3.0
@@ -52,9 +53,23 @@ _models = msgspec.json.Decoder(ModelList)
 class _Call:
     """One HTTP request that waits for its answer on the bus."""
 
-    __slots__ = ("attempt", "give_up_at", "inbox", "next_seq", "request_id", "responder", "started")
+    __slots__ = (
+        "api",
+        "attempt",
+        "framing",
+        "give_up_at",
+        "inbox",
+        "next_seq",
+        "request_id",
+        "responder",
+        "started",
+    )
 
-    def __init__(self, responder: Responder, request_id: str, give_up_at: float) -> None:
+    def __init__(
+        self, responder: Responder, request_id: str, give_up_at: float, api: str, framing: Framing
+    ) -> None:
+        self.api = api
+        self.framing = framing
         self.responder = responder
         self.request_id = request_id
         self.give_up_at = give_up_at
@@ -93,7 +108,14 @@ class Edge(Actor):
         self._calls: set[_Call] = set()
         self._tasks = TaskSet(context.log)
         self._inflight = context.metrics.gauge("breakwater_inflight", actor=self.kind)
-        self._sweep_at: float = 0.0
+        subjects = context.subjects
+        self._subjects = {
+            "chat": subjects.chat.at(TENANT),
+            "embeddings": subjects.embeddings.at(TENANT),
+            "messages": subjects.messages.at(TENANT),
+            "responses": subjects.responses.at(TENANT),
+            "generate": subjects.generate.at(TENANT),
+        }
 
     # ------------------------------------------------------------ life
 
@@ -142,34 +164,39 @@ class Edge(Actor):
             failure = f.Overloaded(message)
         else:
             failure = f.InvalidRequest(message)
-        _, headers, body = api.error_answer(failure)
+        _, headers, body = http.error_answer(failure)
         responder.respond(status, headers, body)
 
     def _serve(self, request: HttpRequest, responder: Responder) -> None:
-        subjects = self.context.subjects
         match request.method, request.path:
             case "POST", "/v1/chat/completions" | "/chat/completions":
-                self._ask(subjects.chat, request, responder)
+                self._ask("chat", request, request.body, responder)
             case "POST", "/v1/embeddings" | "/embeddings":
-                self._ask(subjects.embeddings, request, responder)
+                self._ask("embeddings", request, request.body, responder)
+            case "POST", "/v1/messages":
+                self._ask("messages", request, request.body, responder)
+            case "POST", "/v1/responses" | "/responses":
+                self._ask("responses", request, request.body, responder)
+            case "POST", path if gemini_api.PATH.match(path):
+                self._gemini(request, responder)
             case "GET" | "HEAD", "/v1/models" | "/models":
                 self._tasks.spawn(self._list_models(responder, ""))
             case "GET" | "HEAD", path if path.startswith("/v1/models/"):
                 self._tasks.spawn(self._list_models(responder, path.removeprefix("/v1/models/")))
             case "GET" | "HEAD", "/healthz":
-                responder.respond(200, (api.JSON,), b'{"status":"ok"}')
+                responder.respond(200, (http.JSON,), b'{"status":"ok"}')
             case "GET" | "HEAD", "/readyz":
                 self._ready_answer(responder)
             case "GET" | "HEAD", "/metrics":
                 self._tasks.spawn(self._metrics_answer(responder))
             case _, path if path in _PATHS or path.startswith("/v1/models/"):
                 allowed = _PATHS.get(path, "GET")
-                _, headers, body = api.error_answer(
+                _, headers, body = http.error_answer(
                     f.InvalidRequest(f"{path} takes {allowed}, not {request.method[:16]}")
                 )
                 responder.respond(405, [*headers, ("allow", allowed)], body)
             case _:
-                _, headers, body = api.error_answer(
+                _, headers, body = http.error_answer(
                     f.InvalidRequest(
                         f"there is no {request.path[:200]} here: try /v1/chat/completions, "
                         "/v1/embeddings or /v1/models"
@@ -178,20 +205,27 @@ class Edge(Actor):
                 responder.respond(404, headers, body)
 
     def _ask(
-        self, subject: Subject[msgspec.Raw], request: HttpRequest, responder: Responder
+        self,
+        api: str,
+        request: HttpRequest,
+        body: bytes,
+        responder: Responder,
+        *,
+        sse: bool = True,
     ) -> None:
-        headers = api.bus_headers(request.headers, request.body)
+        """The call as the message that any NATS client may publish."""
+        headers = http.bus_headers(request.headers, body)
         request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
         if len(request_id) > ID_MAX:
-            _, refused, body = api.error_answer(
-                f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")
-            )
-            responder.respond(400, refused, body)
+            failure = f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")
+            self._answer_error(responder, failure, api)
             return
         call = _Call(
             responder,
             request_id,
             self.context.clock.now() + self._patience(headers) + _ROUTER_GRACE_S,
+            api,
+            framing(api, sse=sse),
         )
         call.inbox = self.context.bus.open_inbox(partial(self._on_answer, call))
         self._calls.add(call)
@@ -199,7 +233,7 @@ class Edge(Actor):
         responder.on_close = partial(self._on_client_gone, call)
         try:
             self.context.bus.publish(
-                subject.at(TENANT), request.body, reply=call.inbox.subject, headers=headers
+                self._subjects[api], body, reply=call.inbox.subject, headers=headers
             )
         except MessageTooLarge as error:
             self._fail(call, f.PayloadTooLarge(f"{error}: send a smaller body"))
@@ -208,6 +242,20 @@ class Edge(Actor):
             self._fail(call, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
             if isinstance(error, BusClosed):
                 raise
+
+    def _gemini(self, request: HttpRequest, responder: Responder) -> None:
+        """`/v1beta/models/M:generateContent` and its kin."""
+        asked = gemini_api.read_path(request.path, request.query, request.body)
+        if not isinstance(asked, gemini_api.Asked):
+            self._answer_error(responder, asked, "generate")
+            return
+        self._ask("generate", request, asked.body, responder, sse=asked.sse)
+
+    def _answer_error(
+        self, responder: Responder, failure: f.Failure, api: str, status: int | None = None
+    ) -> None:
+        usual, headers, body = http.error_answer(failure, api=api)
+        responder.respond(status or usual, headers, body)
 
     def _patience(self, headers: dict[str, str]) -> float:
         asked = read_duration(headers.get(h.TIMEOUT, ""))
@@ -232,12 +280,12 @@ class Edge(Actor):
             return
         if call.started:
             # An error after the stream began: the router's word on a worker that is gone.
-            call.responder.write(b"data: " + message.data + b"\n\n")
+            call.responder.write(call.framing.events(message.data))
             call.responder.end()
         else:
             call.responder.respond(
-                api.status_of(message.headers),
-                [api.JSON, *api.http_headers(message.headers)],
+                http.status_of(message.headers),
+                [http.JSON, *http.http_headers(message.headers)],
                 message.data,
             )
         self._end(call)
@@ -251,7 +299,14 @@ class Edge(Actor):
                 return  # of an attempt whose beginning never reached us
             call.started = True
             call.attempt = attempt
-            responder.start(200, [*api.SSE_HEADERS, *api.http_headers(headers)])
+            responder.start(
+                200,
+                [
+                    ("content-type", call.framing.content_type),
+                    *http.STREAM_HEADERS,
+                    *http.http_headers(headers),
+                ],
+            )
         elif attempt != call.attempt and h.END not in headers:
             return
         if seq is not None and attempt == call.attempt:
@@ -260,9 +315,9 @@ class Edge(Actor):
                 return
             call.next_seq += 1
         if message.data:
-            responder.write(api.sse_events(message.data))
+            responder.write(call.framing.events(message.data))
         if h.END in headers:
-            responder.write(api.sse_end(headers))
+            responder.write(call.framing.end(headers))
             responder.end()
             self._end(call)
 
@@ -270,14 +325,16 @@ class Edge(Actor):
         """A stream that cannot go on honestly: say so in the stream, and stop the worker."""
         self.context.log.warning("stream_cut", request=call.request_id, reason=reason)
         call.responder.write(
-            api.sse_end({h.END: "partial", h.PARTIAL: reason, h.REQUEST_ID: call.request_id})
+            call.framing.end({h.END: "partial", h.PARTIAL: reason, h.REQUEST_ID: call.request_id})
         )
         call.responder.end()
         self._cancel(call, reason)
         self._end(call)
 
     def _fail(self, call: _Call, failure: f.Failure) -> None:
-        status, headers, body = api.error_answer(failure, {h.REQUEST_ID: call.request_id})
+        status, headers, body = http.error_answer(
+            failure, {h.REQUEST_ID: call.request_id}, api=call.api
+        )
         call.responder.respond(status, headers, body)
         self._end(call)
 
@@ -322,20 +379,20 @@ class Edge(Actor):
                 self.context.subjects.models.at(TENANT), b"", timeout_s=5.0
             )
         except BusError:
-            status, headers, body = api.error_answer(
+            status, headers, body = http.error_answer(
                 f.Overloaded("no router answered: start one with `breakwater run router`")
             )
             responder.respond(status, headers, body)
             return
         if not wanted:
-            responder.respond(api.status_of(reply.headers), (api.JSON,), reply.data)
+            responder.respond(http.status_of(reply.headers), (http.JSON,), reply.data)
             return
         name = unquote(wanted)
         for entry in _models.decode(reply.data).data:
             if entry.id == name:
-                responder.respond(200, (api.JSON,), msgspec.json.encode(entry))
+                responder.respond(200, (http.JSON,), msgspec.json.encode(entry))
                 return
-        status, headers, body = api.error_answer(
+        status, headers, body = http.error_answer(
             f.UnknownModel(f"there is no model {name[:200]!r}: GET /v1/models lists them")
         )
         responder.respond(status, headers, body)
@@ -345,7 +402,7 @@ class Edge(Actor):
         if self.draining:
             reasons = {**reasons, "edge": "draining"}
         body = msgspec.json.encode({"ready": not reasons, "waiting_for": reasons})
-        responder.respond(503 if reasons else 200, (api.JSON,), body)
+        responder.respond(503 if reasons else 200, (http.JSON,), body)
 
     async def _metrics_answer(self, responder: Responder) -> None:
         responder.respond(200, (("content-type", METRICS_TYPE),), await self._metrics_text())
@@ -359,6 +416,8 @@ def _longest_s(config: Config) -> float:
 _PATHS: Final = {
     "/v1/chat/completions": "POST",
     "/v1/embeddings": "POST",
+    "/v1/messages": "POST",
+    "/v1/responses": "POST",
     "/v1/models": "GET",
     "/healthz": "GET",
     "/readyz": "GET",

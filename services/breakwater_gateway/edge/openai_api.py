@@ -14,8 +14,7 @@ from breakwater_protocol import headers as h
 
 JSON: Final = ("content-type", "application/json")
 
-SSE_HEADERS: Final = (
-    ("content-type", "text/event-stream; charset=utf-8"),
+STREAM_HEADERS: Final = (
     ("cache-control", "no-cache"),
     # nginx and its kin would otherwise hold chunks back.
     ("x-accel-buffering", "no"),
@@ -58,6 +57,7 @@ def http_headers(bus: Mapping[str, str]) -> list[tuple[str, str]]:
     request_id = bus.get(h.REQUEST_ID)
     if request_id:
         found.append(("x-request-id", request_id))
+        found.append(("request-id", request_id))
     return found
 
 
@@ -70,11 +70,12 @@ def status_of(bus: Mapping[str, str]) -> int:
 
 
 def error_answer(
-    failure: f.Failure, extra: Mapping[str, str] | None = None
+    failure: f.Failure, extra: Mapping[str, str] | None = None, *, api: str = "chat"
 ) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a failure, as OpenAI's clients expect it."""
+    """Status, headers and body of a failure, as clients of that API expect it."""
     headers = error_headers(failure, extra)
-    return f.spec(failure).status, [JSON, *http_headers(headers)], error_body(failure)
+    body = error_body(failure, api, headers.get(h.REQUEST_ID, ""))
+    return f.spec(failure).status, [JSON, *http_headers(headers)], body
 
 
 def sse_events(data: bytes) -> bytes:
@@ -86,15 +87,20 @@ def sse_events(data: bytes) -> bytes:
 
 def sse_end(bus: Mapping[str, str]) -> bytes:
     """The end of a stream: totals as a comment, then either `[DONE]` or the error that cut it."""
+    comment = sse_totals(bus)
+    if bus.get(h.END) == "ok":
+        return comment + b"data: [DONE]\n\n"
+    return comment + b"data: " + error_body(cut_failure(bus.get(h.PARTIAL, ""))) + b"\n\n"
+
+
+def sse_totals(bus: Mapping[str, str]) -> bytes:
+    """A comment line: clients skip it, people and tools can read it."""
     totals = " ".join(
         f"{name}={value}"
         for name, value in bus.items()
         if name.startswith(_OURS) and name not in _FRAMING
     )
-    comment = f": {totals}\n\n".encode()
-    if bus.get(h.END) == "ok":
-        return comment + b"data: [DONE]\n\n"
-    return comment + b"data: " + error_body(cut_failure(bus.get(h.PARTIAL, ""))) + b"\n\n"
+    return f": {totals}\n\n".encode()
 
 
 def cut_failure(reason: str) -> f.Failure:

@@ -19,7 +19,7 @@ class _Message(Struct):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: b.WireUsage | None = None
-    error: Raw | None = None
+    error: Raw = b.ABSENT
 
 
 class _Tier(Struct):
@@ -41,11 +41,11 @@ def decode_answer(body: bytes, *, status: int = 200) -> n.Answer | f.Failure:
             body.decode()
         message = _message(body)
         extra = b.fields(body)
-    except (*b.UNREADABLE,):
+    except b.UNREADABLE:
         if status >= 400 or body.lstrip()[:1] == b"[":
             return classify(status, {}, body, now=0.0)
         return f.MalformedAnswer(not_json(body), provider_status=status)
-    if message.type == "error" or message.error is not None or status >= 400:
+    if message.type == "error" or bytes(message.error) not in {b"", b.NULL} or status >= 400:
         return classify(status, {}, body, now=0.0)
     if message.content is None or len(extra) > b.FIELDS_MAX:
         return f.MalformedAnswer("the provider's answer has no content", provider_status=status)

@@ -25,6 +25,8 @@ raws_of: Final = msgspec.json.Decoder(list[Raw]).decode
 _is_true: Final = msgspec.json.Decoder(bool).decode
 
 NULL: Final = b"null"
+ABSENT: Final = Raw(b"")
+"""A field that is not there; msgspec does not take `Raw | None`."""
 
 
 class NotOfThisShape(ValueError):
@@ -38,6 +40,11 @@ class NotOfThisShape(ValueError):
 def rest(given: Mapping[str, Raw]) -> n.Extra:
     """What is left of an object's fields. The API reads `null` as absent, so nulls ask for nothing."""
     return {name: value for name, value in given.items() if bytes(value) != NULL}
+
+
+def nulls(given: Mapping[str, Raw]) -> n.Layout:
+    """The nulls that `rest` leaves."""
+    return {name: value for name, value in given.items() if bytes(value) == NULL}
 
 
 def string(given: dict[str, Raw], name: str, default: str | None = None) -> str:
@@ -69,7 +76,7 @@ def part(raw: Raw) -> n.Part:
     kind = string(given, "type")
     if kind == "text":
         text = string(given, "text")
-        return n.Text(text=text, extra=rest(given) if given else {})
+        return n.Text(text=text, extra=rest(given), layout=nulls(given))
     if kind == "tool_use":
         return _tool_call(given)
     if kind == "tool_result":
@@ -77,9 +84,9 @@ def part(raw: Raw) -> n.Part:
     if kind == "thinking":
         thought = string(given, "thinking")
         signature = string(given, "signature", "")
-        return n.Thinking(text=thought, signature=signature, extra=rest(given))
+        return n.Thinking(text=thought, signature=signature, extra=rest(given), layout=nulls(given))
     if kind == "redacted_thinking":
-        return n.Thinking(redacted=string(given, "data"), extra=rest(given))
+        return n.Thinking(redacted=string(given, "data"), extra=rest(given), layout=nulls(given))
     if kind == "image":
         return _image(raw, given)
     if kind == "document":
@@ -94,28 +101,33 @@ def _tool_call(given: dict[str, Raw]) -> n.ToolCall:
         written = bytes(arguments).decode()
     except UnicodeDecodeError:
         raise NotOfThisShape("input", "Input should be valid UTF-8") from None
-    return n.ToolCall(id=call_id, name=name, arguments=written, extra=rest(given))
+    return n.ToolCall(id=call_id, name=name, arguments=written, extra=rest(given), layout=nulls(given))
+
+
+PLAIN: Final = "content"
+"""In the layout of a tool result: its content was one string."""
 
 
 def _tool_result(given: dict[str, Raw]) -> n.ToolResult:
+    """Defaults spelled out, an `is_error` of false or an empty list, are layout."""
     call_id = string(given, "tool_use_id")
-    content = given.pop("content", None)
-    failed = given.pop("is_error", None)
+    content = given.pop("content", Raw(NULL))
+    failed = given.pop("is_error", Raw(NULL))
+    layout = nulls(given)
     try:
-        is_error = failed is not None and bytes(failed) != NULL and _is_true(failed)
+        is_error = bytes(failed) != NULL and _is_true(failed)
     except UNREADABLE:
         raise NotOfThisShape("is_error", "Input should be a valid boolean") from None
+    if not is_error and bytes(failed) != NULL:
+        layout["is_error"] = failed
     parts: list[n.Part] = []
-    plain = False
-    if content is not None and bytes(content) != NULL:
-        plain = bytes(content)[:1] == b'"'
-        if plain:
-            given["content"] = content
-            parts = [n.Text(text=string(given, "content"))]
-        else:
-            parts = parts_of(content, "content")
+    if bytes(content)[:1] == b'"':
+        layout[PLAIN] = Raw(b"true")
+        parts = [n.Text(text=string({"content": content}, "content"))]
+    elif bytes(content) != NULL:
+        parts = parts_of(content, "content")
     return n.ToolResult(
-        call_id=call_id, content=parts, is_error=is_error, plain=plain, extra=rest(given)
+        call_id=call_id, content=parts, is_error=is_error, extra=rest(given), layout=layout
     )
 
 

@@ -28,7 +28,7 @@ class _Details(Struct):
 class _Error(Struct):
     type: str | None = None
     message: str | None = None
-    details: Raw | None = None
+    details: Raw = b.ABSENT
     status: str | None = None
     """Google's word; its `code` is the HTTP status again."""
     code: str | int | None = None
@@ -175,7 +175,7 @@ def _read(body: bytes) -> tuple[_Error, str]:
 
 
 def _code(error: _Error) -> str:
-    if error.details is not None:
+    if error.details is not b.ABSENT:
         try:
             code = _details(error.details).error_code
         except b.UNREADABLE:

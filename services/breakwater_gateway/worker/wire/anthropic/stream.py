@@ -37,10 +37,10 @@ class _Event(Struct):
     type: str = ""
     index: int = 0
     delta: _Delta | None = None
-    content_block: Raw | None = None
+    content_block: Raw = b.ABSENT
     message: dict[str, Raw] | None = None
-    usage: Raw | None = None
-    error: Raw | None = None
+    usage: Raw = b.ABSENT
+    error: Raw = b.ABSENT
 
 
 class _RawDelta(Struct):
@@ -137,7 +137,7 @@ class StreamDecoder:
         if kind == "content_block_delta":
             self._delta(event, data, out)
         elif kind == "content_block_start":
-            if event.content_block is not None:
+            if event.content_block is not b.ABSENT:
                 self._start(event.index, event.content_block, out)
         elif kind == "content_block_stop":
             block = self._blocks.pop(event.index, None)
@@ -152,7 +152,7 @@ class StreamDecoder:
             self._close_all(out, whole=True)
             out.append(n.Done())
             self._over = True
-        elif kind == "error" or event.error is not None:
+        elif kind == "error" or bytes(event.error) not in {b"", b.NULL}:
             self._break(classify(200, {}, data, now=0.0), out)
 
     def _unreadable(self, data: bytes, out: list[n.StreamEvent]) -> None:
@@ -305,7 +305,7 @@ class StreamDecoder:
 
     def _message_delta(self, event: _Event, data: bytes, out: list[n.StreamEvent]) -> None:
         self._ensure_begun(out)
-        if event.usage is not None:
+        if event.usage is not b.ABSENT:
             self._count(event.usage, out)
         delta = event.delta
         if delta is None or not delta.stop_reason or self._finished:

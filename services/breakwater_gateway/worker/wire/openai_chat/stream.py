@@ -1,0 +1,864 @@
+"""Chat streams in both directions.
+
+Source: OpenAI API reference, "The chat completion chunk object"; the hosts' ways are from recorded traffic:
+roles on every delta, whole tool calls, missing indices, a finish that is said twice, usage beside choices or
+on a chunk of its own, lists as content, comments, no `[DONE]`.
+
+Extras of events: `Began.extra` holds the first chunk's top-level fields; `Grew.extra` and `Finished.extra`
+those of the choice and, as one object each, those of its `delta` and, where they differ from the beginning's,
+of its `chunk`; `UsageKnown.extra` the provider's `usage` and what else its chunk says. Random padding
+(`obfuscation`, Mistral's `p`) is left out.
+"""
+
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from breakwater_gateway.runtime.answers import error_body
+from breakwater_gateway.worker.sse import EventTooLarge, SseParser
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_gateway.worker.wire.neutral import (
+    EVENT_BYTES_MAX,
+    Began,
+    Broke,
+    DialectName,
+    Done,
+    Extra,
+    Finished,
+    Grew,
+    Image,
+    Native,
+    Part,
+    PartBegan,
+    PartEnded,
+    Refusal,
+    StreamEvent,
+    Text,
+    Thinking,
+    ToolCall,
+    UsageKnown,
+)
+from breakwater_gateway.worker.wire.openai_chat.answer import (
+    finish_of,
+    finish_word,
+    reasoning_field,
+    wire_call,
+    wire_image,
+)
+from breakwater_gateway.worker.wire.openai_chat.errors import classify
+from breakwater_gateway.worker.wire.openai_chat.fields import (
+    TEXT,
+    UNREADABLE,
+    decode_fields,
+    decode_list,
+    encode,
+    is_null,
+    is_text,
+    text_or,
+    whole_or,
+)
+from breakwater_gateway.worker.wire.openai_chat.messages import (
+    Json,
+    read_content,
+    read_details,
+    signature_of,
+    thinking_block,
+)
+from breakwater_gateway.worker.wire.openai_chat.quirks import DEFAULT, Quirks
+from breakwater_gateway.worker.wire.openai_chat.usage import read_usage, wire_usage
+from breakwater_protocol import failures as f
+from breakwater_protocol.chat import Usage
+
+CHOICES_MAX: Final = 128
+"""OpenAI's own bound on `n`."""
+
+CALLS_MAX: Final = 1024
+"""Tool calls of one candidate."""
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    delta: dict[str, Raw] | None = None
+    finish_reason: str | None = None
+    logprobs: Raw | UnsetType = UNSET
+    content_filter_results: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    x_groq: Raw | UnsetType = UNSET
+
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | dict[str, Raw] | None = None
+
+
+class _Fragment(Struct, gc=False):
+    """A piece of a tool call."""
+
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+    extra_content: Raw | UnsetType = UNSET
+
+
+class _Groq(Struct):
+    usage: Raw | None = None
+
+
+_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_decode_fragments: Final = msgspec.json.Decoder(list[_Fragment]).decode
+_decode_groq: Final = msgspec.json.Decoder(_Groq).decode
+_decode_text: Final = TEXT.decode
+
+_NOT_NEWS: Final = frozenset({"choices", "usage", "object", "obfuscation", "p", "error"})
+"""Top-level fields that are read, constant or padding."""
+_NOT_OF_CHOICE: Final = frozenset(
+    {
+        *("index", "delta", "finish_reason", "logprobs", "error"),
+        # Perplexity's whole text so far, Together's text a second time.
+        *("message", "text"),
+    }
+)
+
+
+class _Call:
+    __slots__ = ("id", "part", "pieces")
+
+    def __init__(self, ident: str, part: int) -> None:
+        self.id = ident
+        self.part = part
+        self.pieces: list[str] | None = []
+
+
+class _Candidate:
+    """What is open of one candidate."""
+
+    __slots__ = ("called", "calls", "finished", "last", "number", "open", "open_kind", "parts", "waiting")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.parts = 0
+        self.open = -1
+        """Index of the open part that is no tool call; -1 for none."""
+        self.open_kind: type[Part] | None = None
+        self.calls: dict[int, _Call] = {}
+        """Tool calls that have not ended, by the host's index."""
+        self.called = 0
+        self.last: int | None = None
+        self.finished = False
+        self.waiting: Extra = {}
+        """Fields of deltas that came before anything was open."""
+
+
+class StreamDecoder:
+    """Reads a host's stream. Holds one unfinished event and, of unfinished tool calls, the arguments so far."""
+
+    __slots__ = ("_began", "_candidates", "_id", "_over", "_parser", "_prelude", "_quirks", "_top")
+
+    def __init__(self, quirks: Quirks = DEFAULT, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._quirks = quirks
+        self._parser = SseParser(event_bytes_max)
+        self._candidates: dict[int, _Candidate] = {}
+        self._began = False
+        self._over = False
+        self._id = ""
+        self._prelude: Extra = {}
+        self._top: Extra = {}
+
+    def feed(self, data: bytes) -> list[StreamEvent]:
+        if self._over:
+            return []
+        out: list[StreamEvent] = []
+        try:
+            events = self._parser.feed(data)
+        except EventTooLarge as error:
+            return self._break(out, f.MalformedAnswer(str(error), provider_status=200))
+        for event in events:
+            self._event(event.data, out)
+            if self._over:
+                break
+        return out
+
+    def end(self) -> list[StreamEvent]:
+        if self._over:
+            return []
+        out: list[StreamEvent] = []
+        for event in self._parser.finish():
+            # A last event without its blank line counts if it is whole.
+            if event.data.strip() == b"[DONE]" or _is_json(event.data):
+                self._event(event.data, out)
+        if self._over:
+            return out
+        self._over = True
+        if self._candidates and all(item.finished for item in self._candidates.values()):
+            # Some hosts send no [DONE]; that every candidate finished says the same.
+            out.append(Done())
+        else:
+            for candidate in self._candidates.values():
+                self._close_all(candidate, out)
+        return out
+
+    # ------------------------------------------------------------ events
+
+    def _event(self, data: bytes, out: list[StreamEvent]) -> None:
+        if b"\n" in data:
+            # Extras travel on as they are, one line an event; in JSON a newline is only white space.
+            data = data.replace(b"\n", b" ")
+        try:
+            chunk = _decode_chunk(data)
+        except UNREADABLE:
+            self._other(data, out)
+            return
+        if chunk.error is not UNSET and not is_null(chunk.error):
+            self._break(out, classify(200, {}, data, now=0))
+            return
+        choices = chunk.choices
+        if not self._began and not self._begin(data, bool(choices), chunk, out):
+            return
+        if choices:
+            for choice in choices:
+                delta = choice.delta
+                candidate = self._candidates.get(choice.index)
+                if (
+                    candidate is not None
+                    and candidate.open_kind is Text
+                    and choice.finish_reason is None
+                    and delta is not None
+                    and len(delta) == 1
+                    and (content := delta.get("content")) is not None
+                    and choice.content_filter_results is UNSET
+                    and choice.logprobs is UNSET
+                    and bytes(content)[:1] == b'"'
+                ):
+                    # Nearly every chunk of nearly every stream.
+                    try:
+                        text = _decode_text(content)
+                    except UNREADABLE:
+                        self._malformed(out)
+                        return
+                    if text:
+                        out.append(Grew(candidate.open, text, candidate=candidate.number))
+                    continue
+                self._choice(choice, candidate, data, out)
+                if self._over:
+                    return
+        usage = chunk.usage
+        if usage is not UNSET and bytes(usage) != b"null":
+            self._usage(usage, data, alone=not choices, out=out)
+        elif chunk.x_groq is not UNSET:
+            self._groq(chunk.x_groq, out)
+
+    def _other(self, data: bytes, out: list[StreamEvent]) -> None:
+        """What is no chunk: the end mark, padding, or nonsense."""
+        said = data.strip()
+        if said == b"[DONE]":
+            self._over = True
+            for candidate in self._candidates.values():
+                if not candidate.finished:
+                    # Snowflake never names a reason.
+                    self._finish(candidate, "", {}, out)
+            out.append(Done())
+        elif said:
+            fields = _fields(said)
+            error = fields.get("error")
+            if error is not None and not is_null(error):
+                self._break(out, classify(200, {}, said, now=0))
+            else:
+                self._malformed(out)
+
+    def _malformed(self, out: list[StreamEvent]) -> None:
+        self._break(
+            out,
+            f.MalformedAnswer(
+                "the provider's stream holds an event that is not the JSON its API promises",
+                provider_status=200,
+            ),
+        )
+
+    def _break(self, out: list[StreamEvent], failure: f.Failure) -> list[StreamEvent]:
+        self._over = True
+        for candidate in self._candidates.values():
+            self._close_all(candidate, out)
+        out.append(Broke(failure))
+        return out
+
+    def _begin(
+        self, data: bytes, has_choices: bool, chunk: _Chunk, out: list[StreamEvent]
+    ) -> bool:
+        fields = _fields(data)
+        rest = {name: raw for name, raw in fields.items() if name not in _NOT_NEWS}
+        ident = text_or(rest.pop("id", None))
+        model = text_or(rest.pop("model", None))
+        created = whole_or(rest.pop("created", None))
+        if not has_choices and not ident and chunk.usage is UNSET:
+            # Azure says first what its filters think of the prompt, in a chunk without a name.
+            self._prelude.update(rest)
+            return False
+        self._began = True
+        self._id = ident
+        self._top = rest
+        out.append(Began(ident, model, created, {**self._prelude, **rest}))
+        return True
+
+    def _choice(
+        self, choice: _Choice, candidate: _Candidate | None, data: bytes, out: list[StreamEvent]
+    ) -> None:
+        if choice.error is not UNSET and not is_null(choice.error):
+            self._break(out, classify(200, {}, b'{"error":' + bytes(choice.error) + b"}", now=0))
+            return
+        if candidate is None:
+            if len(self._candidates) >= CHOICES_MAX:
+                self._malformed(out)
+                return
+            candidate = self._candidates[choice.index] = _Candidate(choice.index)
+        if candidate.finished:
+            # OpenRouter says the finish again beside the usage.
+            return
+        delta = choice.delta
+        if delta:
+            try:
+                self._delta(delta, choice, candidate, out)
+            except (*UNREADABLE, BadRequest):
+                self._malformed(out)
+                return
+        if choice.finish_reason:
+            self._finish(
+                candidate, choice.finish_reason, self._last_words(data, candidate), out
+            )
+
+    def _last_words(self, data: bytes, candidate: _Candidate) -> Extra:
+        """What the finishing chunk says beside its delta."""
+        fields = _fields(data)
+        extra: Extra = {}
+        try:
+            for raw in decode_list(fields.get("choices", Raw(b"[]"))):
+                choice = decode_fields(raw)
+                if whole_or(choice.get("index")) == candidate.number:
+                    extra = {
+                        name: value
+                        for name, value in choice.items()
+                        if name not in _NOT_OF_CHOICE and bytes(value) != b"null"
+                    }
+        except UNREADABLE:
+            return {}
+        extra.pop("content_filter_results", None)
+        news = self._news(fields)
+        if news:
+            extra["chunk"] = Raw(encode(news))
+        return extra
+
+    def _news(self, fields: dict[str, Raw]) -> Extra:
+        """Top-level fields that the stream's beginning did not have so. Each is told once."""
+        top = self._top
+        news = {
+            name: raw
+            for name, raw in fields.items()
+            if name not in _NOT_NEWS
+            and name not in {"id", "model", "created"}
+            and bytes(raw) != b"null"
+            and (name not in top or bytes(top[name]) != bytes(raw))
+        }
+        if news:
+            self._top = {**top, **news}
+        return news
+
+    # ------------------------------------------------------------ deltas
+
+    def _delta(
+        self, delta: dict[str, Raw], choice: _Choice, candidate: _Candidate, out: list[StreamEvent]
+    ) -> None:
+        delta.pop("role", None)
+        extra: Extra = {}
+        if choice.content_filter_results is not UNSET and not is_null(choice.content_filter_results):
+            extra["content_filter_results"] = choice.content_filter_results
+        logprobs = choice.logprobs
+        said = None if logprobs is UNSET or is_null(logprobs) else logprobs
+        content = delta.pop("content", None)
+        if (
+            delta
+            and ("reasoning_details" in delta or "reasoning_content" in delta or "reasoning" in delta)
+        ):
+            self._reasoning(delta, candidate, out)
+        if content is not None and not is_null(content):
+            if is_text(content):
+                text = _decode_text(content)
+                if text:
+                    index = self._open(Text, Text(text=""), candidate, out)
+                    out.append(
+                        Grew(index, text, logprobs=said, extra=extra, candidate=candidate.number)
+                    )
+                    said, extra = None, {}
+            else:
+                self._listed(content, candidate, out)
+        if not delta and not extra and said is None:
+            return
+        refusal = delta.get("refusal")
+        if refusal is not None and is_text(refusal) and (text := text_or(refusal)):
+            del delta["refusal"]
+            index = self._open(Refusal, Refusal(text=""), candidate, out)
+            out.append(Grew(index, text, logprobs=said, candidate=candidate.number))
+            said = None
+        fragments = delta.get("tool_calls")
+        if fragments is not None and not is_null(fragments):
+            del delta["tool_calls"]
+            self._fragments(fragments, candidate, out)
+        legacy = delta.get("function_call")
+        if legacy is not None and bytes(legacy)[:1] == b"{" and bytes(legacy) != b"{}":
+            del delta["function_call"]
+            self._fragments(Raw(b'[{"index":0,"function":' + bytes(legacy) + b"}]"), candidate, out)
+        rest = {
+            name: raw for name, raw in delta.items() if bytes(raw) not in {b"null", b'""', b"[]"}
+        }
+        if rest:
+            extra["delta"] = Raw(encode(rest))
+        if extra or said is not None:
+            self._aside(extra, said, candidate, out)
+
+    def _aside(
+        self,
+        extra: Extra,
+        logprobs: Raw | None,
+        candidate: _Candidate,
+        out: list[StreamEvent],
+    ) -> None:
+        """Fields beside the content go with what is open; before anything is, they wait for it."""
+        index = candidate.open
+        if index < 0 and candidate.calls:
+            index = next(reversed(candidate.calls.values())).part
+        if index < 0 and (logprobs is not None or not candidate.waiting.keys().isdisjoint(extra)):
+            index = self._open(Text, Text(text=""), candidate, out)
+        if index < 0:
+            candidate.waiting.update(extra)
+        else:
+            out.append(Grew(index, logprobs=logprobs, extra=extra, candidate=candidate.number))
+
+    def _reasoning(
+        self, delta: dict[str, Raw], candidate: _Candidate, out: list[StreamEvent]
+    ) -> None:
+        field = reasoning_field(delta)
+        details = delta.pop("reasoning_details", None)
+        text = ""
+        for name in ("reasoning_content", "reasoning"):
+            raw = delta.get(name)
+            if raw is not None and is_text(raw):
+                if not text:
+                    text = text_or(raw)
+                    del delta[name]
+                elif text_or(raw) == text:
+                    del delta[name]
+        signature = ""
+        extra: Extra = {}
+        if details is not None and bytes(details) not in {b"null", b"[]"}:
+            told, signature, _ = read_details(details)
+            text = text or told
+            extra = {"delta": Raw(b'{"reasoning_details":' + bytes(details) + b"}")}
+        if not text and not extra:
+            return
+        if not text and not signature and candidate.open >= 0:
+            # An encrypted afterthought: it opens nothing of its own.
+            out.append(Grew(candidate.open, extra=extra, candidate=candidate.number))
+            return
+        part = Thinking(extra={"field": field}) if field is not None else Thinking()
+        index = self._open(Thinking, part, candidate, out)
+        out.append(Grew(index, text, signature, extra=extra, candidate=candidate.number))
+
+    def _listed(self, content: Raw, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        """Mistral's content while it thinks: a list of parts."""
+        for part in read_content(content, "delta.content"):
+            match part:
+                case Text():
+                    index = self._open(Text, Text(text=""), candidate, out)
+                    if part.text:
+                        out.append(Grew(index, part.text, candidate=candidate.number))
+                case Thinking():
+                    index = self._open(Thinking, Thinking(), candidate, out)
+                    if part.text or part.signature:
+                        out.append(
+                            Grew(index, part.text, part.signature, candidate=candidate.number)
+                        )
+                case _:
+                    self._open(type(part), part, candidate, out, anew=True)
+
+    def _fragments(self, raw: Raw, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        for fragment in _decode_fragments(raw):
+            function = fragment.function or _Function()
+            call = self._call_of(fragment, function, candidate, out)
+            if call is None:
+                continue
+            given = function.arguments
+            if given:
+                text = given if isinstance(given, str) else encode(given).decode()
+                if call.pieces is not None:
+                    call.pieces.append(text)
+                out.append(Grew(call.part, text, candidate=candidate.number))
+
+    def _call_of(
+        self,
+        fragment: _Fragment,
+        function: _Function,
+        candidate: _Candidate,
+        out: list[StreamEvent],
+    ) -> _Call | None:
+        """The call that a fragment belongs to, begun if it is new; None for a fragment of nothing."""
+        index, ident = fragment.index, fragment.id or ""
+        calls = candidate.calls
+        if index is None:
+            if not ident and not function.name and candidate.last is not None:
+                index = candidate.last
+            else:
+                index = -1 - candidate.called
+        known = calls.get(index)
+        if known is not None and not (ident and known.id and ident != known.id):
+            return known
+        if not function.name and not ident:
+            return None
+        if candidate.called >= CALLS_MAX:
+            raise BadRequest("too many tool calls")
+        if known is not None:
+            # Another call under the same index.
+            self._end_call(index, candidate, out)
+        for other, call in list(calls.items()):
+            # One that is whole cannot grow any more; others may still be written in turns.
+            if call.pieces and _is_json("".join(call.pieces).encode("utf-8", "surrogatepass")):
+                self._end_call(other, candidate, out)
+        self._close(candidate, out)
+        signature = (
+            "" if fragment.extra_content is UNSET else signature_of(fragment.extra_content)
+        )
+        part = ToolCall(
+            id=ident or f"call_{self._id}_{candidate.number}_{candidate.called}",
+            name=function.name or "",
+            arguments="",
+            signature=signature,
+        )
+        call = calls[index] = _Call(ident, candidate.parts)
+        out.append(PartBegan(candidate.parts, part, candidate.number))
+        candidate.parts += 1
+        candidate.called += 1
+        candidate.last = index
+        self._flush(call.part, candidate, out)
+        return call
+
+    # ------------------------------------------------------------ parts
+
+    def _open(
+        self,
+        kind: type[Part],
+        part: Part,
+        candidate: _Candidate,
+        out: list[StreamEvent],
+        *,
+        anew: bool = False,
+    ) -> int:
+        if candidate.open_kind is kind and not anew:
+            return candidate.open
+        self._close_all(candidate, out)
+        index = candidate.open = candidate.parts
+        candidate.open_kind = kind
+        candidate.parts += 1
+        out.append(PartBegan(index, part, candidate.number))
+        self._flush(index, candidate, out)
+        return index
+
+    def _flush(self, index: int, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        if candidate.waiting:
+            out.append(Grew(index, extra=candidate.waiting, candidate=candidate.number))
+            candidate.waiting = {}
+
+    def _close(self, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        if candidate.open >= 0:
+            out.append(PartEnded(candidate.open, candidate.number))
+            candidate.open = -1
+            candidate.open_kind = None
+
+    def _end_call(self, index: int, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        out.append(PartEnded(candidate.calls.pop(index).part, candidate.number))
+
+    def _close_all(self, candidate: _Candidate, out: list[StreamEvent]) -> None:
+        self._close(candidate, out)
+        for index in list(candidate.calls):
+            self._end_call(index, candidate, out)
+
+    def _finish(
+        self, candidate: _Candidate, native: str, extra: Extra, out: list[StreamEvent]
+    ) -> None:
+        if candidate.finished:
+            return
+        candidate.finished = True
+        self._close_all(candidate, out)
+        out.append(
+            Finished(
+                finish_of(native, called=candidate.called > 0),
+                native,
+                candidate=candidate.number,
+                extra={**candidate.waiting, **extra},
+            )
+        )
+
+    # ------------------------------------------------------------ usage
+
+    def _usage(self, raw: Raw, data: bytes, *, alone: bool, out: list[StreamEvent]) -> None:
+        usage = read_usage(raw, thoughts_beside=self._quirks.thoughts_beside)
+        if usage is None:
+            return
+        extra: Extra = {"usage": raw}
+        if alone:
+            extra.update(self._news(_fields(data)))
+        out.append(UsageKnown(usage, extra))
+
+    def _groq(self, raw: Raw, out: list[StreamEvent]) -> None:
+        """Groq shows usage in an object of its own unless it is asked for."""
+        try:
+            inner = _decode_groq(raw).usage
+        except UNREADABLE:
+            return
+        if inner is not None and (usage := read_usage(inner)) is not None:
+            out.append(UsageKnown(usage, {"usage": inner}))
+
+
+def _fields(data: bytes) -> dict[str, Raw]:
+    try:
+        return decode_fields(data)
+    except UNREADABLE:
+        return {}
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        decode_raw(data)
+    except UNREADABLE:
+        return False
+    return True
+
+
+decode_raw: Final = msgspec.json.Decoder(Raw).decode
+
+
+# ---------------------------------------------------------------- writing
+
+
+class StreamEncoder:
+    """Writes chunks for a caller of this dialect. The edge frames them, and ends with `[DONE]`.
+
+    `model`: the name the caller asked for, "" shows the provider's; `source`: the dialect of the events,
+    whose extras are written only when it is this one; `usage_wanted`: end with a chunk of usage.
+    """
+
+    __slots__ = (
+        "_began",
+        "_calls",
+        "_created",
+        "_head",
+        "_kinds",
+        "_model",
+        "_own",
+        "_roles",
+        "_usage",
+        "_usage_extra",
+        "_usage_wanted",
+    )
+
+    def __init__(
+        self,
+        *,
+        model: str = "",
+        source: DialectName = "openai",
+        usage_wanted: bool = True,
+        created: int = 0,
+    ) -> None:
+        self._model = model
+        self._own = source == "openai"
+        self._usage_wanted = usage_wanted
+        self._created = created
+        self._began = False
+        self._head = b""
+        self._roles: set[int] = set()
+        self._kinds: dict[tuple[int, int], Part] = {}
+        self._calls: dict[tuple[int, int], int] = {}
+        self._usage: Usage | None = None
+        self._usage_extra: Extra = {}
+
+    def feed(self, events: list[StreamEvent]) -> list[bytes]:
+        out: list[bytes] = []
+        for event in events:
+            match event:
+                case Grew():
+                    self._grew(event, out)
+                case PartBegan():
+                    self._part(event, out)
+                case PartEnded():
+                    self._kinds.pop((event.candidate, event.index), None)
+                case Began():
+                    self._begin(event)
+                case Finished():
+                    self._finish(event, out)
+                case UsageKnown():
+                    self._usage = event.usage
+                    self._usage_extra = event.extra if self._own else {}
+                case Broke():
+                    out.append(error_body(event.failure))
+                case Done():
+                    self._done(out)
+        return out
+
+    def _begin(self, event: Began) -> None:
+        self._began = True
+        top: Json = {
+            "id": event.id or "chatcmpl-0",
+            "object": "chat.completion.chunk",
+            "created": event.created or self._created,
+            "model": self._model or event.model,
+        }
+        if self._own:
+            for name, raw in event.extra.items():
+                top.setdefault(name, raw)
+        self._head = encode(top)[:-1]
+
+    def _chunk(
+        self,
+        out: list[bytes],
+        candidate: int,
+        delta: bytes,
+        *,
+        finish: bytes = b"null",
+        logprobs: bytes = b"null",
+        choice: bytes = b"",
+        top: bytes = b"",
+    ) -> None:
+        if not self._began:
+            self._begin(Began())
+        out.append(
+            b'%b%b,"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]}'
+            % (self._head, top, candidate, delta, logprobs, finish, choice)
+        )
+
+    def _role(self, candidate: int, out: list[bytes]) -> None:
+        self._roles.add(candidate)
+        self._chunk(out, candidate, b'{"role":"assistant","content":""}')
+
+    def _part(self, event: PartBegan, out: list[bytes]) -> None:
+        part, candidate = event.part, event.candidate
+        if candidate not in self._roles:
+            self._role(candidate, out)
+        self._kinds[candidate, event.index] = part
+        match part:
+            case Text():
+                if part.text:
+                    self._chunk(out, candidate, encode({"content": part.text}))
+            case Refusal():
+                if part.text:
+                    self._chunk(out, candidate, encode({"refusal": part.text}))
+            case Thinking():
+                if part.text or part.signature or part.redacted:
+                    self._thought(part, part.text, part.signature, candidate, b"", b"null", out)
+            case ToolCall():
+                number = self._calls[candidate, event.index] = sum(
+                    1 for owner, _ in self._calls if owner == candidate
+                )
+                call = {"index": number, **wire_call(part, own=self._own, number=number)}
+                self._chunk(out, candidate, encode({"tool_calls": [call]}))
+            case Image():
+                self._chunk(out, candidate, encode({"images": [wire_image(part)]}))
+            case Native():
+                if self._own:
+                    self._chunk(out, candidate, b'{"content":[%b]}' % bytes(part.raw))
+            case _:
+                # Nothing else stands in an assistant's chat message.
+                return
+
+    def _grew(self, event: Grew, out: list[bytes]) -> None:
+        candidate = event.candidate
+        part = self._kinds.get((candidate, event.index))
+        logprobs = b"null" if event.logprobs is None or not self._own else bytes(event.logprobs)
+        delta, choice, top = b"", b"", b""
+        if event.extra and self._own:
+            delta, choice, top = _spread(event.extra)
+        match part:
+            case Text():
+                said = b'"content":' + encode(event.text) if event.text else b""
+            case ToolCall():
+                number = self._calls[candidate, event.index]
+                said = (
+                    b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]'
+                    % (number, encode(event.text))
+                    if event.text
+                    else b""
+                )
+            case Thinking():
+                self._thought(
+                    part, event.text, event.signature, candidate, delta, logprobs, out
+                )
+                return
+            case Refusal():
+                said = b'"refusal":' + encode(event.text) if event.text else b""
+            case _:
+                said = b""
+        if not said and not delta and not choice and logprobs == b"null":
+            return
+        inner = said + (b"," if said and delta else b"") + delta
+        self._chunk(
+            out, candidate, b"{" + inner + b"}", logprobs=logprobs, choice=choice, top=top
+        )
+
+    def _thought(
+        self,
+        part: Thinking,
+        text: str,
+        signature: str,
+        candidate: int,
+        delta: bytes,
+        logprobs: bytes,
+        out: list[bytes],
+    ) -> None:
+        fields: Json = {}
+        field = text_or(part.extra.get("field")) if self._own else ""
+        if text and field != "reasoning_details":
+            fields[field or "reasoning_content"] = text
+        if not self._own and (signature or part.redacted):
+            block = Thinking(text="", signature=signature, redacted=part.redacted)
+            fields["thinking_blocks"] = [thinking_block(block)]
+        inner = encode(fields)[1:-1] + (b"," if fields and delta else b"") + delta
+        if inner:
+            self._chunk(out, candidate, b"{" + inner + b"}", logprobs=logprobs)
+
+    def _finish(self, event: Finished, out: list[bytes]) -> None:
+        if event.candidate not in self._roles:
+            self._role(event.candidate, out)
+        delta, choice, top = _spread(event.extra) if event.extra and self._own else (b"", b"", b"")
+        word = finish_word(event.finish, event.native, own=self._own)
+        self._chunk(
+            out,
+            event.candidate,
+            b"{" + delta + b"}",
+            finish=encode(word),
+            choice=choice,
+            top=top,
+        )
+
+    def _done(self, out: list[bytes]) -> None:
+        if self._usage is None or not self._usage_wanted:
+            return
+        if not self._began:
+            self._begin(Began())
+        extra = dict(self._usage_extra)
+        usage = extra.pop("usage", None)
+        tail: Json = {"choices": [], "usage": usage or wire_usage(self._usage), **extra}
+        out.append(self._head + b"," + encode(tail)[1:])
+
+
+def _spread(extra: Extra) -> tuple[bytes, bytes, bytes]:
+    """Members to add to a delta, to a choice and to a chunk: `…` or `,…` without braces."""
+    rest = dict(extra)
+    delta = rest.pop("delta", None)
+    top = rest.pop("chunk", None)
+    return (
+        b"" if delta is None else bytes(delta)[1:-1],
+        b"," + encode(rest)[1:-1] if rest else b"",
+        b"" if top is None else b"," + bytes(top)[1:-1],
+    )

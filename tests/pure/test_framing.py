@@ -1,0 +1,56 @@
+"""How each API's streams look over HTTP."""
+
+import json
+
+import pytest
+
+from breakwater_gateway.edge import gemini_api
+from breakwater_gateway.edge.framing import framing
+from breakwater_protocol import failures as f
+
+OK = {"breakwater-end": "ok", "breakwater-attempts": "1"}
+CUT = {"breakwater-end": "partial", "breakwater-partial": "idle_timeout"}
+
+
+@pytest.mark.parametrize("api", ["messages", "responses"])
+def test_events_are_named_by_their_type(api: str) -> None:
+    got = framing(api).events(b'{"type":"a.b","x":1}\n{"type":"ping"}')
+    assert (
+        got == b'event: a.b\ndata: {"type":"a.b","x":1}\n\nevent: ping\ndata: {"type":"ping"}\n\n'
+    )
+
+
+@pytest.mark.parametrize("api", ["messages", "responses"])
+def test_their_whole_end_is_a_comment_and_their_broken_one_an_error_event(api: str) -> None:
+    assert framing(api).end(OK) == b": breakwater-attempts=1\n\n"
+    event = framing(api).end(CUT).split(b"\n\n")[1]
+    assert event.startswith(b"event: error\ndata: ")
+    assert json.loads(event.split(b"data: ")[1])["type"] == "error"
+
+
+def test_gemini_streams_as_events_or_as_one_array() -> None:
+    assert framing("generate").events(b'{"a":1}') == b'data: {"a":1}\n\n'
+    array = framing("generate", sse=False)
+    text = array.events(b'{"a":1}\n{"a":2}') + array.events(b'{"a":3}') + array.end(OK)
+    assert json.loads(text) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert framing("generate", sse=False).end(OK) == b"[]"
+    broken = framing("generate", sse=False)
+    assert json.loads(broken.events(b'{"a":1}') + broken.end(CUT))[-1]["error"]["code"] == 504
+
+
+def test_a_gemini_path_joins_its_body() -> None:
+    got = gemini_api.read_path(
+        "/v1beta/models/gemini-2.5-flash:streamGenerateContent", "alt=sse", b' {"contents": []} '
+    )
+    assert isinstance(got, gemini_api.Asked)
+    assert json.loads(got.body) == {"model": "gemini-2.5-flash", "stream": True, "contents": []}
+    assert got.sse
+    empty = gemini_api.read_path("/v1/models/m:generateContent", "", b"{}")
+    assert isinstance(empty, gemini_api.Asked)
+    assert json.loads(empty.body) == {"model": "m", "stream": False}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"nope"])
+def test_a_gemini_body_that_is_no_object_is_refused(body: bytes) -> None:
+    got = gemini_api.read_path("/v1/models/m:generateContent", "", body)
+    assert isinstance(got, f.InvalidRequest)
