@@ -108,4 +108,4 @@ def _recorders_base64(text: str) -> bytes | None:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return data if data.startswith((b"{", b"[", b"event:", b"data:", b":")) else None
+    return data if data.lstrip().startswith((b"{", b"[", b"event:", b"data:", b":")) else None

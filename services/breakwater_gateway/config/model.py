@@ -8,7 +8,34 @@ from typing import Final, Literal
 from msgspec import Struct
 
 StrategyName = Literal["simple-shuffle", "least-busy"]
-Wire = Literal["openai"]
+Wire = Literal[
+    "openai",
+    "responses",
+    "anthropic",
+    "gemini",
+    "vertex",
+    "azure",
+    "bedrock",
+    "cohere",
+    "ollama",
+    "mistral",
+]
+"""The dialect of a host, and how its URLs are built: `vertex` is Gemini's and `azure` OpenAI's elsewhere."""
+
+AuthScheme = Literal[
+    "bearer",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "api-subscription-key",
+    "query",
+    "sigv4",
+    "none",
+]
+"""Where a key goes: after `Bearer`, bare in the header of that name, or in the query as `key`. `sigv4` signs
+with AWS credentials, and is `bearer` where a deployment has a key; `none` sends no key at all."""
+
+QuirkValue = bool | int | str | tuple[str, ...]
 
 NANO: Final = 1_000_000_000
 
@@ -37,10 +64,12 @@ class Deployment(Struct, frozen=True):
     """Unique in the whole configuration; health subjects and headers use it."""
     provider: str
     model: str
-    """The provider's own name for it; `*` passes on what the caller named."""
+    """The provider's own name for it. A `*` at its end stands for what the caller's name adds to the logical
+    model's prefix: `claude-*` behind `claude-*`, `*` behind `openai/*`."""
     wire: Wire
     base_url: str
-    """Without a trailing slash; paths such as `/chat/completions` are added."""
+    """Without a trailing slash; paths such as `/chat/completions` are added. `{region}` and the like are
+    filled from `params` where the call is made."""
     api_keys: tuple[KeyRef, ...] = ()
     """The pool; empty for hosts that want no key."""
     weight: int = 1
@@ -58,6 +87,19 @@ class Deployment(Struct, frozen=True):
     """Offer HTTP/2 in TLS's ALPN; False keeps to HTTP/1.1."""
     headers: tuple[tuple[str, str], ...] = ()
     """Sent with every call to this host."""
+    auth: AuthScheme = "bearer"
+    params: tuple[tuple[str, str | KeyRef], ...] = ()
+    """By name (`provider.PARAMS`): what the base URL and the scheme need besides the key, as text or as a
+    reference; a reference to an optional one may lead nowhere."""
+    quirks: tuple[tuple[str, QuirkValue], ...] = ()
+    """What sets the host apart from its dialect: what the catalogue knows, and the file's own on top."""
+
+    def provider_model(self, asked: str, *, name: str) -> str:
+        """What the provider is asked for when a caller named `asked` and it matched the logical `name`."""
+        if not self.model.endswith("*"):
+            return self.model
+        added = asked[len(name) - 1 :] if name.endswith("*") else asked
+        return self.model[:-1] + added
 
 
 class Timeouts(Struct, frozen=True):

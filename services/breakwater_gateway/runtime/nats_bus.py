@@ -88,6 +88,11 @@ CLAIM_STREAM: Final = StreamConfig(
 )
 
 
+BATCH_BYTES: Final = 256 * 1024
+"""Messages that wait are written together, up to this much."""
+_CRLF: Final = b"\r\n"
+
+
 class Watchdog(Struct, frozen=True):
     """How the watchdog looks: every `every_s` a PING, whose PONG may take `ticks` times `tick_s`.
 
@@ -321,6 +326,12 @@ class NatsSubscription:
         await self._connection.drain(self._inner)
 
 
+def _header_block(headers: Mapping[str, str]) -> bytes:
+    """ADR-4 of NATS: the version line, a line a header, an empty line."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
 class _Connection:
     """One connection: outbox, inboxes, watchdog.
 
@@ -344,7 +355,8 @@ class _Connection:
         self._client = nats.aio.client.Client()
         self._inboxes = Inboxes(f"_INBOX_{options.role}.{secrets.token_hex(8)}")
         self._subscriptions: set[nats.aio.subscription.Subscription] = set()
-        self._outbox: deque[tuple[str, bytes, str, dict[str, str] | None, int]] = deque()
+        self._outbox: deque[tuple[bytes, bytes, int]] = deque()
+        """Commands as they go over the wire: head, payload, and the size that counts against bounds."""
         self._outbox_bytes = 0
         self._published = 0
         self._sent = 0
@@ -468,10 +480,11 @@ class _Connection:
             raise self._gone()
         check_reply(subject, reply)
         size = len(data)
-        sent = None
+        block = b""
         if headers:
-            size += headers_size(headers)
-            sent = dict(headers)
+            headers_size(headers)  # refuses what is no header
+            block = _header_block(headers)
+            size += len(block)
         if size > self.max_message:
             raise MessageTooLarge(f"{size} bytes to {subject[:200]}, {self.max_message} may be")
         if (
@@ -479,7 +492,11 @@ class _Connection:
             or self._outbox_bytes + size > self._options.outbox_bytes_max
         ):
             raise BusOverloaded(f"{len(self._outbox)} messages wait for NATS")
-        self._outbox.append((subject, data, reply, sent, size))
+        if block:
+            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode() + block
+        else:
+            head = f"PUB {subject} {reply} {size}\r\n".encode()
+        self._outbox.append((head, data, size))
         self._outbox_bytes += size
         self._published += 1
         if self._wake is not None:
@@ -498,21 +515,38 @@ class _Connection:
             while not self._client.is_connected:
                 self._up.clear()
                 await self._up.wait()
-            subject, data, reply, headers, size = outbox[0]
+            pieces: list[bytes] = []
+            count = total = 0
+            for head, data, size in outbox:
+                pieces += (head, data, _CRLF)
+                count += 1
+                total += size
+                if total >= BATCH_BYTES:
+                    break
             try:
-                await self._client.publish(subject, data, reply, headers)
+                await self._write(b"".join(pieces))
             except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
                 await asyncio.sleep(0.01)
                 continue
-            except Exception as error:  # noqa: BLE001 - one message must not stop all others
-                self._log.error("publish_failed", subject=subject[:200], error=_one_line(error))
-            outbox.popleft()
-            self._outbox_bytes -= size
-            self._sent += 1
+            for _ in range(count):
+                outbox.popleft()
+            self._outbox_bytes -= total
+            self._sent += count
             while self._waiting and self._waiting[0][0] <= self._sent:
                 future = self._waiting.popleft()[1]
                 if not future.done():
                     future.set_result(None)
+
+    async def _write(self, commands: bytes) -> None:
+        """What `Client.publish` ends with. Ours renders a header block at a quarter of its cost, and
+        hands over all that waits at once."""
+        client = self._client
+        if client.is_closed:
+            raise nats.errors.ConnectionClosedError
+        await client._send_command(commands)  # noqa: SLF001 - see above
+        queue = client._flush_queue  # noqa: SLF001 - see above
+        if queue is not None and queue.empty():
+            await client._flush_pending()  # noqa: SLF001 - see above
 
     async def flush(self, timeout_s: float) -> None:
         if self.closed:

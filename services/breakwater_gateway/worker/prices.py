@@ -84,12 +84,67 @@ class PricePoint(Struct, frozen=True, array_like=True):
         return second >= self.from_s or second < self.until_s
 
 
+class _Starts(Struct, frozen=True, array_like=True, tag="^"):
+    text: str
+
+    def fits(self, name: str) -> bool:
+        return name.startswith(self.text)
+
+
+class _Ends(Struct, frozen=True, array_like=True, tag="$"):
+    text: str
+
+    def fits(self, name: str) -> bool:
+        return name.endswith(self.text)
+
+
+class _Contains(Struct, frozen=True, array_like=True, tag="*"):
+    text: str
+
+    def fits(self, name: str) -> bool:
+        return self.text in name
+
+
+class _Finds(Struct, frozen=True, array_like=True, tag="~"):
+    pattern: str
+
+    def fits(self, name: str) -> bool:
+        return re.search(self.pattern, name) is not None
+
+
+class _AnyOf(Struct, frozen=True, array_like=True, tag="|"):
+    clauses: list["Clause"]
+
+    def fits(self, name: str) -> bool:
+        return any(_fits(clause, name) for clause in self.clauses)
+
+
+class _AllOf(Struct, frozen=True, array_like=True, tag="&"):
+    clauses: list["Clause"]
+
+    def fits(self, name: str) -> bool:
+        return all(_fits(clause, name) for clause in self.clauses)
+
+
+Clause = str | _Starts | _Ends | _Contains | _Finds | _AnyOf | _AllOf
+"""What a model's name must be, in lower case; plain text is equality."""
+
+
+def _fits(clause: Clause, name: str) -> bool:
+    return clause == name if isinstance(clause, str) else clause.fits(name)
+
+
 class _Model(Struct, frozen=True, array_like=True):
     id: str
-    match: list[str | Raw] = []
-    """Any of them: text is equality, and nothing at all is equality with `id`; see `_matches`."""
+    match: list[Clause] = []
+    """Any of them; none at all is equality with `id`."""
     points: tuple[PricePoint, ...] = ()
     tiers: dict[str, tuple[PricePoint, ...]] = {}
+
+    def fits(self, name: str) -> bool:
+        if not self.match:
+            return self.id.lower() == name
+        return any(_fits(clause, name) for clause in self.match)
 
 
 class _Provider(Struct, frozen=True):
@@ -196,7 +251,7 @@ class Prices:
         for name in names:
             for owner in (known, *found.fallback):
                 for candidate in self._of(owner):
-                    if _fits(candidate, name):
+                    if candidate.fits(name):
                         return Entry(owner, candidate.id, candidate.points, candidate.tiers)
         return None
 
@@ -213,7 +268,6 @@ class Prices:
 
 
 _models = msgspec.json.Decoder(list[_Model]).decode
-_clause = msgspec.json.Decoder(tuple[str, str | list[str | Raw]]).decode
 
 
 def _resolve(provider: str, model: str) -> tuple[str, list[str]]:
@@ -237,34 +291,6 @@ def _resolve(provider: str, model: str) -> tuple[str, list[str]]:
         known, names = f"huggingface_{host}", [model]
     names += [_COMPACT_DATE.sub(r"-\1-\2-\3", name) for name in names]
     return known, list(dict.fromkeys(names))
-
-
-def _fits(model: _Model, name: str) -> bool:
-    if not model.match:
-        return model.id.lower() == name
-    return any(_matches(clause, name) for clause in model.match)
-
-
-def _matches(clause: str | Raw, name: str) -> bool:
-    """`text`, or [sign, operand]: ^ starts with, $ ends with, * contains, ~ regular expression, | any
-    of, & all of. Raises `BadTable` for another sign."""
-    if isinstance(clause, str):
-        return clause == name
-    sign, operand = _clause(clause)
-    if isinstance(operand, list):
-        if sign == "|":
-            return any(_matches(each, name) for each in operand)
-        if sign == "&":
-            return all(_matches(each, name) for each in operand)
-    elif sign == "^":
-        return name.startswith(operand)
-    elif sign == "$":
-        return name.endswith(operand)
-    elif sign == "*":
-        return operand in name
-    elif sign == "~":
-        return re.search(operand, name) is not None
-    raise BadTable(f"a clause has the sign {sign[:10]!r}")
 
 
 @cache

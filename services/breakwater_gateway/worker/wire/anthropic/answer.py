@@ -92,8 +92,8 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
     content: list[object] = []
     for part in candidate.parts:
         written = b.block(part)
-        if native and isinstance(written, dict) and part.extra:
-            written |= part.extra
+        if native and isinstance(written, dict):
+            written |= part.extra | part.layout
         elif not native and isinstance(part, n.Thinking):
             # Another provider's proof is none here; without one the block is left out when echoed.
             written = {"type": "thinking", "thinking": part.text, "signature": ""}

@@ -101,11 +101,9 @@ def _tool_call(given: dict[str, Raw]) -> n.ToolCall:
         written = bytes(arguments).decode()
     except UnicodeDecodeError:
         raise NotOfThisShape("input", "Input should be valid UTF-8") from None
-    return n.ToolCall(id=call_id, name=name, arguments=written, extra=rest(given), layout=nulls(given))
-
-
-PLAIN: Final = "content"
-"""In the layout of a tool result: its content was one string."""
+    return n.ToolCall(
+        id=call_id, name=name, arguments=written, extra=rest(given), layout=nulls(given)
+    )
 
 
 def _tool_result(given: dict[str, Raw]) -> n.ToolResult:
@@ -121,13 +119,19 @@ def _tool_result(given: dict[str, Raw]) -> n.ToolResult:
     if not is_error and bytes(failed) != NULL:
         layout["is_error"] = failed
     parts: list[n.Part] = []
-    if bytes(content)[:1] == b'"':
-        layout[PLAIN] = Raw(b"true")
+    plain = bytes(content)[:1] == b'"'
+    if plain:
         parts = [n.Text(text=string({"content": content}, "content"))]
     elif bytes(content) != NULL:
         parts = parts_of(content, "content")
+    extra = rest(given)
     return n.ToolResult(
-        call_id=call_id, content=parts, is_error=is_error, extra=rest(given), layout=layout
+        call_id=call_id,
+        content=parts,
+        is_error=is_error,
+        plain=plain,
+        extra=extra,
+        layout=layout,
     )
 
 
@@ -167,14 +171,16 @@ def _image(raw: Raw, given: dict[str, Raw]) -> n.Part:
     names = set(source or ())
     if source is not None:
         del given["source"]
-        extra = rest(given)
+        extra, layout = rest(given), nulls(given)
         kind = source.get("type")
         if kind == "base64" and names == _BASE64:
-            return n.Image(media_type=source["media_type"], data=source["data"], extra=extra)
+            return n.Image(
+                media_type=source["media_type"], data=source["data"], extra=extra, layout=layout
+            )
         if kind == "url" and names == {"type", "url"}:
-            return n.Image(url=source["url"], extra=extra)
+            return n.Image(url=source["url"], extra=extra, layout=layout)
         if kind == "file" and names == {"type", "file_id"}:
-            return n.Image(file_id=source["file_id"], extra=extra)
+            return n.Image(file_id=source["file_id"], extra=extra, layout=layout)
     return n.Native(dialect="anthropic", raw=raw)
 
 
@@ -186,18 +192,22 @@ def _document(raw: Raw, given: dict[str, Raw]) -> n.Part:
     if source is not None:
         del given["source"]
         name = string(given, "title", "")
-        extra = rest(given)
+        extra, layout = rest(given), nulls(given)
         kind = source.get("type")
         if kind == "base64" and names == _BASE64:
             media_type, data = source["media_type"], source["data"]
-            return n.Document(media_type=media_type, data=data, name=name, extra=extra)
+            return n.Document(
+                media_type=media_type, data=data, name=name, extra=extra, layout=layout
+            )
         if kind == "text" and names == _BASE64:
             media_type, text = source["media_type"], source["data"]
-            return n.Document(media_type=media_type, text=text, name=name, extra=extra)
+            return n.Document(
+                media_type=media_type, text=text, name=name, extra=extra, layout=layout
+            )
         if kind == "url" and names == {"type", "url"}:
-            return n.Document(url=source["url"], name=name, extra=extra)
+            return n.Document(url=source["url"], name=name, extra=extra, layout=layout)
         if kind == "file" and names == {"type", "file_id"}:
-            return n.Document(file_id=source["file_id"], name=name, extra=extra)
+            return n.Document(file_id=source["file_id"], name=name, extra=extra, layout=layout)
     return n.Native(dialect="anthropic", raw=raw)
 
 

@@ -91,9 +91,11 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
         raise BadRequest("messages: Field required", "messages")
     if len(given.messages) > MESSAGES_MAX:
         raise BadRequest(f"messages: at most {MESSAGES_MAX} messages", "messages")
+    layout = b.nulls(others)
+    layout |= {name: raw for name, raw in others.items() if bytes(raw) == b"[]"}
     extra = b.rest({name: value for name, value in others.items() if name not in _KNOWN})
     tool_choice, parallel = _tool_choice(given.tool_choice)
-    reasoning, form = _output(given, extra)
+    reasoning, form = _output(given, extra, layout)
     stream = given.stream if given.stream is not None else bool(host and _streams(host))
     return n.Request(
         dialect="anthropic",
@@ -114,6 +116,7 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
         stream=stream,
         usage_wanted=True,
         extra=extra,
+        layout=layout,
     )
 
 
@@ -285,7 +288,9 @@ def _tool_choice(given: dict[str, Raw] | None) -> tuple[n.ToolChoice | None, boo
 # ---- thinking, format, user
 
 
-def _output(given: _Body, extra: n.Extra) -> tuple[n.Reasoning | None, n.OutputFormat | None]:
+def _output(
+    given: _Body, extra: n.Extra, layout: n.Layout
+) -> tuple[n.Reasoning | None, n.OutputFormat | None]:
     """Reads `thinking`, `output_config` and the beta's `output_format`; the rest goes to `extra`."""
     config = dict(given.output_config or {})
     try:
@@ -293,10 +298,11 @@ def _output(given: _Body, extra: n.Extra) -> tuple[n.Reasoning | None, n.OutputF
         reasoning = _reasoning(given.thinking, effort)
         form = None
         if "format" in config and bytes(config["format"]) != b.NULL:
-            form = _format(_field(_object, config.pop("format"), "output_config.format"), {})
+            form = _format(_field(_object, config.pop("format"), "output_config.format"))
         elif given.output_format is not None:
             # The spelling of the beta, and of hosts that have not followed.
-            form = _format(given.output_format, {"output_format": Raw(b"{}")})
+            form = _format(given.output_format)
+            layout["output_format"] = Raw(b"true")
     except b.NotOfThisShape as wrong:
         raise _shapeless(wrong, "output_config") from None
     left = b.rest(config)
@@ -338,14 +344,14 @@ def _reasoning(thinking: dict[str, Raw] | None, effort: str) -> n.Reasoning | No
     return n.Reasoning(effort=effort, budget=budget, show=show, extra=b.rest(given))
 
 
-def _format(given: dict[str, Raw], extra: n.Extra) -> n.OutputFormat:
+def _format(given: dict[str, Raw]) -> n.OutputFormat:
     given = dict(given)
     if b.string(given, "type") != "json_schema":
         raise b.NotOfThisShape("format.type", "Input should be 'json_schema'")
     schema = given.pop("schema", None)
     if schema is None:
         raise b.NotOfThisShape("format.schema", "Field required")
-    return n.OutputFormat(kind="schema", schema=schema, extra=b.rest(given) | extra)
+    return n.OutputFormat(kind="schema", schema=schema, extra=b.rest(given))
 
 
 def _user(metadata: dict[str, Raw] | None, extra: n.Extra) -> str:

@@ -109,7 +109,9 @@ class StreamEncoder:
             self._write(event, out)
             if self._held > n.EVENT_BYTES_MAX:
                 self._over = True
-                said = "too much of the provider's answer stands behind a tool call that does not end"
+                said = (
+                    "too much of the provider's answer stands behind a tool call that does not end"
+                )
                 out.append(encode_stream_error(f.MalformedAnswer(said)))
         return out
 
@@ -212,7 +214,7 @@ class StreamEncoder:
                 return _native(raw)[0]
             case _:
                 return None
-        return written | part.extra if self._native else written
+        return written | part.extra | part.layout if self._native else written
 
     def _grow(self, part: _Part, grew: n.Grew, out: list[bytes]) -> None:
         if part.waiting is not None:

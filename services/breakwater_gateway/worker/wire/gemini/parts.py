@@ -402,9 +402,10 @@ def encode_result(item: n.ToolResult, dropped: Dropped, *, name: str, native: bo
             if written is not None:
                 media.append(written)
     text = "\n".join(texts)
-    response: object = _object(text)
-    if response is None or (item.is_error and "error" not in _keys(Raw(text.encode()))):
-        response = {"error" if item.is_error else "output": response or text}
+    whole = _object(text)
+    response: object = whole
+    if whole is None or (item.is_error and "error" not in _keys(whole)):
+        response = {"error" if item.is_error else "output": text if whole is None else whole}
     held: Body = {"name": name, "response": response}
     if item.call_id and not minted(item.call_id):
         held["id"] = item.call_id

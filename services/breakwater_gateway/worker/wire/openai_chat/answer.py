@@ -36,6 +36,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
 )
 from breakwater_gateway.worker.wire.openai_chat.messages import (
     Json,
+    is_call,
     read_content,
     read_thinking,
     read_tool_calls,
@@ -83,7 +84,9 @@ def finish_word(finish: Finish, native: str, *, own: bool) -> str | None:
 # ---------------------------------------------------------------- reading
 
 
-def decode_answer(body: bytes, *, status: int = 200, quirks: Quirks = DEFAULT) -> Answer | f.Failure:
+def decode_answer(
+    body: bytes, *, status: int = 200, quirks: Quirks = DEFAULT
+) -> Answer | f.Failure:
     """A host's answer, or the failure that it is or hides. Never raises."""
     if status >= 400:
         return classify(status, {}, body, now=0)
@@ -144,10 +147,10 @@ def _candidate(raw: Raw, number: int, ident: str) -> Candidate:
     if message is not None:
         taken = Taken(message, "message")
         taken.fields.pop("role", None)
+        field = reasoning_field(taken.fields)
         parts = read_thinking(taken)
-        # Which field the reasoning came in, so that the same dialect shows it there again.
-        if parts and "reasoning_content" not in taken.fields and b'"reasoning":' in bytes(message):
-            parts = [_from_reasoning(part) for part in parts]
+        if field is not None:
+            parts = [_marked(part, field) for part in parts]
         content = taken.raw("content")
         if content is not None:
             if bytes(content) == b'""':
@@ -177,13 +180,21 @@ def _candidate(raw: Raw, number: int, ident: str) -> Candidate:
     )
 
 
-_REASONING = Raw(b'"reasoning"')
+def reasoning_field(fields: dict[str, Raw]) -> Raw | None:
+    """Which field the reasoning came in, where it is not the usual one, so that it is shown there again."""
+    for name, found in (("reasoning_content", None), ("reasoning", Raw(b'"reasoning"'))):
+        raw = fields.get(name)
+        if raw is not None and is_text(raw) and bytes(raw) != b'""':
+            return found
+    return Raw(b'"reasoning_details"') if "reasoning_details" in fields else None
 
 
-def _from_reasoning(part: Part) -> Part:
-    if isinstance(part, Thinking) and part.text:
-        return msgspec.structs.replace(part, extra={"field": _REASONING})
-    return part
+def _marked(part: Part, field: Raw) -> Part:
+    return (
+        msgspec.structs.replace(part, extra={**part.extra, "field": field})
+        if isinstance(part, Thinking)
+        else part
+    )
 
 
 # ---------------------------------------------------------------- writing
@@ -234,6 +245,7 @@ def _choice(candidate: Candidate, number: int, *, own: bool) -> Json:
 
 def _message(candidate: Candidate, *, own: bool) -> Json:
     texts: list[str] = []
+    listed: list[object] = []
     thoughts: list[Thinking] = []
     refusals: list[str] = []
     images: list[Json] = []
@@ -255,8 +267,10 @@ def _message(candidate: Candidate, *, own: bool) -> Json:
             case Image():
                 images.append(wire_image(part))
             case Native():
-                if own:
+                if own and is_call(part.raw):
                     calls.append(part.raw)
+                elif own:
+                    listed.append(part.raw)
             case _:
                 # Nothing else stands in an assistant's chat message.
                 continue
@@ -267,9 +281,9 @@ def _message(candidate: Candidate, *, own: bool) -> Json:
     }
     if thoughts:
         text = "".join(part.text for part in thoughts)
-        field = "reasoning" if own and "field" in thoughts[0].extra else "reasoning_content"
-        if text and not (own and _detailed(candidate) and field == "reasoning_content"):
-            out[field] = text
+        field = text_or(thoughts[0].extra.get("field")) if own else ""
+        if text and field != "reasoning_details":
+            out[field or "reasoning_content"] = text
         if not own and any(part.signature or part.redacted for part in thoughts):
             out["thinking_blocks"] = [thinking_block(part) for part in thoughts]
     if calls:
@@ -278,13 +292,9 @@ def _message(candidate: Candidate, *, own: bool) -> Json:
         out["function_call"] = {"name": legacy.name, "arguments": legacy.arguments}
     if images:
         out["images"] = images
+    if listed:
+        out["content"] = [*({"type": "text", "text": text} for text in texts), *listed]
     return out
-
-
-def _detailed(candidate: Candidate) -> bool:
-    """The reasoning is shown by the host's own `reasoning_details`, and came in nothing else."""
-    raw = candidate.extra.get("message")
-    return raw is not None and "reasoning_details" in decode_fields(raw)
 
 
 def wire_call(part: ToolCall, *, own: bool, number: int) -> Json:
@@ -305,4 +315,3 @@ def wire_image(part: Image) -> Json:
     """An image the model made, as OpenRouter shows it."""
     url = f"data:{part.media_type};base64,{part.data}" if part.data else part.url
     return {"type": "image_url", "image_url": {"url": url}}
-

@@ -241,7 +241,9 @@ def _wait(
             return wait
     # OpenRouter puts the limiting host's headers into the body; the reset is Unix milliseconds.
     inner = _fields(_fields(said.metadata).get("headers"))
-    reset = whole_or(inner.get("X-RateLimit-Reset")) or _number(text_or(inner.get("X-RateLimit-Reset")))
+    reset = whole_or(inner.get("X-RateLimit-Reset")) or _number(
+        text_or(inner.get("X-RateLimit-Reset"))
+    )
     if reset and now > 0:
         return min(max(0.0, reset / 1000 - now), _RESET_MAX_S)
     again = _AGAIN.search(said.message)
@@ -275,9 +277,7 @@ def _read(body: bytes) -> _Said:
 
 def _said(fields: dict[str, Raw], message: str) -> _Said:
     code = _scalar(fields.get("code"))
-    status = (
-        _number(code) or whole_or(fields.get("status_code")) or whole_or(fields.get("status"))
-    )
+    status = _number(code) or whole_or(fields.get("status_code")) or whole_or(fields.get("status"))
     param = fields.get("param")
     metadata = fields.get("metadata")
     return _Said(

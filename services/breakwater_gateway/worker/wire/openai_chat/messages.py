@@ -76,18 +76,14 @@ def read_turn(raw: Raw, at: str) -> Turn:
             parts.append(Refusal(text=refusal))
         parts += read_tool_calls(taken)
         return Turn("assistant", parts, name=name, plain=plain, extra=taken.rest())
-    return Turn(
-        msgspec.convert(role, Role), parts, name=name, plain=plain, extra=taken.rest()
-    )
+    return Turn(msgspec.convert(role, Role), parts, name=name, plain=plain, extra=taken.rest())
 
 
 def read_content(content: Raw, at: str) -> list[Part]:
     if is_text(content):
         return [Text(text=_as(TEXT, content, at))]
-    return [
-        read_part(item, f"{at}[{number}]")
-        for number, item in enumerate(_as(ITEMS, content, at, "a string or an array"))
-    ]
+    items: list[Raw] = _as(ITEMS, content, at, "a string or an array")
+    return [read_part(item, f"{at}[{number}]") for number, item in enumerate(items)]
 
 
 def read_part(raw: Raw, at: str) -> Part:
@@ -236,7 +232,8 @@ def read_tool_calls(taken: Taken, *, mint: str = "") -> list[Part]:
     """
     parts: list[Part] = []
     at = taken.path("tool_calls")
-    for number, item in enumerate(taken.take("tool_calls", ITEMS) or ()):
+    items: list[Raw] | None = taken.take("tool_calls", ITEMS)
+    for number, item in enumerate(items or ()):
         call = Taken(item, f"{at}[{number}]")
         kind = call.take("type", TEXT) or "function"
         if kind != "function" or "function" not in call.fields:
@@ -260,9 +257,7 @@ def read_tool_calls(taken: Taken, *, mint: str = "") -> list[Part]:
         name = call.take("name", TEXT)
         if name:
             del taken.fields["function_call"]
-            parts.append(
-                ToolCall(id="", name=name, arguments=_arguments(call), extra=call.rest())
-            )
+            parts.append(ToolCall(id="", name=name, arguments=_arguments(call), extra=call.rest()))
     return parts
 
 
@@ -426,10 +421,10 @@ class Writer:
         natives = [
             part.raw
             for part in parts
-            if isinstance(part, Native) and self.native and _is_call(part.raw)
+            if isinstance(part, Native) and self.native and is_call(part.raw)
         ]
         refusal = "".join(part.text for part in parts if isinstance(part, Refusal))
-        said = [
+        said: list[Part] = [
             part
             for part in parts
             if not isinstance(part, ToolCall | Refusal)
@@ -504,8 +499,10 @@ class Writer:
         said: list[Part] = []
         media: list[Part] = []
         for part in result.content:
-            fits = self.quirks.tool_images if isinstance(part, Image) else (
-                self.native or isinstance(part, Text)
+            fits = (
+                self.quirks.tool_images
+                if isinstance(part, Image)
+                else (self.native or isinstance(part, Text))
             )
             (said if fits else media).append(part)
         content = self._content(said, Turn("tool", plain=plain), where="tool")
@@ -620,7 +617,7 @@ def thinking_block(part: Thinking) -> Json:
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def _is_call(raw: Raw) -> bool:
+def is_call(raw: Raw) -> bool:
     """A native tool call (`custom`), rather than a part of the content."""
     try:
         fields = OBJECT.decode(raw)

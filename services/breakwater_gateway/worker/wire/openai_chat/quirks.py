@@ -6,6 +6,7 @@ nothing else about a host. Sources: the hosts' API references and recorded traff
 
 from collections.abc import Mapping
 from typing import Final, Literal
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -89,8 +90,24 @@ _OBJECT: Final = Quirks(
 
 _MISTRAL_ONLY: Final = frozenset(
     {
-        *("model", "messages", "stream", "max_tokens", "temperature", "top_p", "stop", "random_seed"),
-        *("n", "tools", "tool_choice", "parallel_tool_calls", "response_format", "presence_penalty"),
+        *(
+            "model",
+            "messages",
+            "stream",
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "stop",
+            "random_seed",
+        ),
+        *(
+            "n",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "response_format",
+            "presence_penalty",
+        ),
         *("frequency_penalty", "prediction", "prompt_mode", "safe_prompt", "reasoning_effort"),
         *("metadata", "prompt_cache_key", "guardrails", "min_tokens"),
     }
@@ -137,7 +154,9 @@ QUIRKS: Final[Mapping[str, Quirks]] = {
         top_k=True,
         drop=frozenset({"n", "seed", "logit_bias", "logprobs", "top_logprobs"}),
     ),
-    "zai": Quirks(reasoning="thinking", video_url=True, drop=frozenset({"n", "logit_bias", "seed"})),
+    "zai": Quirks(
+        reasoning="thinking", video_url=True, drop=frozenset({"n", "logit_bias", "seed"})
+    ),
     "ollama": Quirks(
         developer_role=True,
         reasoning_field="reasoning",
@@ -173,6 +192,11 @@ _ALIASES: Final = {
 }
 
 _NAMES: Final = frozenset(Quirks.__struct_fields__)
+
+
+def quoted(text: str) -> str:
+    """As one segment of a path, or one value of a query."""
+    return quote(text, safe="")
 
 
 def by_provider(provider: str) -> Quirks:

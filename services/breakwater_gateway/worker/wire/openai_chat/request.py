@@ -2,7 +2,7 @@
 
 import re
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Raw
@@ -68,6 +68,7 @@ def decode_request(body: bytes, *, path: str = "") -> Request:
     if not messages:
         raise BadRequest("Invalid 'messages': empty array.", "messages")
     turns = [read_turn(raw, f"messages[{number}]") for number, raw in enumerate(messages)]
+    tools: list[Raw] | None = taken.take("tools", ITEMS)
     reasoning = _read_reasoning(taken)
     options = taken.take("stream_options", OBJECT) or {}
     usage_wanted = bytes(options.pop("include_usage", b"")) == b"true"
@@ -81,10 +82,7 @@ def decode_request(body: bytes, *, path: str = "") -> Request:
         dialect="openai",
         model=model,
         turns=turns,
-        tools=[
-            _read_tool(raw, f"tools[{number}]")
-            for number, raw in enumerate(taken.take("tools", ITEMS) or ())
-        ],
+        tools=[_read_tool(raw, f"tools[{number}]") for number, raw in enumerate(tools or ())],
         tool_choice=_read_choice(taken),
         parallel_tools=taken.take("parallel_tool_calls", FLAG),
         max_output=_read_limit(taken),
@@ -265,15 +263,7 @@ def encode_request(request: Request, target: Target, *, now: float = 0) -> Call:
     if quirks.azure_path != "deployments":
         out.fields["model"] = target.model
     out.fields["messages"] = writer.turns(request.turns)
-    tools = [item for tool in request.tools if (item := _tool(tool, writer)) is not None]
-    if tools:
-        out.put("tools", tools)
-        out.put("tool_choice", _choice(request.tool_choice, quirks, writer))
-        out.put("parallel_tool_calls", request.parallel_tools)
-    elif request.tool_choice is not None and native and not request.tools:
-        out.put("tool_choice", _choice(request.tool_choice, quirks, writer))
-    if not tools and native:
-        out.put("parallel_tool_calls", request.parallel_tools)
+    _tools(request, out)
     out.put(quirks.max_tokens_field, request.max_output, known_as="max_tokens")
     out.put("temperature", request.temperature)
     out.put("top_p", request.top_p)
@@ -303,16 +293,29 @@ def encode_request(request: Request, target: Target, *, now: float = 0) -> Call:
         if quirks.stream_options:
             # The gateway always wants to know; who did not ask is not shown it.
             out.fields["stream_options"] = {"include_usage": True}
-    for name, raw in request.extra.items():
+    _extras(request.extra, out)
+    return Call(path=_path(quirks, target), body=encode(out.fields), dropped=writer.dropped)
+
+
+def _tools(request: Request, out: "_Body") -> None:
+    writer, quirks = out.writer, out.quirks
+    tools = [item for tool in request.tools if (item := _tool(tool, writer)) is not None]
+    out.put("tools", tools or None)
+    if tools or (writer.native and not request.tools):
+        out.put("tool_choice", _choice(request.tool_choice, quirks, writer))
+        out.put("parallel_tool_calls", request.parallel_tools)
+
+
+def _extras(extra: Extra, out: "_Body") -> None:
+    for name, raw in extra.items():
         mine = out.fields.get(name)
-        if not native:
-            writer.drop(name)
+        if not out.writer.native:
+            out.writer.drop(name)
         elif name == "stream_options":
             if isinstance(mine, dict):
                 mine.update(decode_fields(raw))
         elif mine is None:
             out.put(name, raw)
-    return Call(path=_path(quirks, target), body=encode(out.fields), dropped=writer.dropped)
 
 
 class _Body:
@@ -338,9 +341,9 @@ class _Body:
 def _path(quirks: q.Quirks, target: Target) -> str:
     path = "/chat/completions"
     if quirks.azure_path == "deployments":
-        path = f"/openai/deployments/{quote(target.model, safe='')}{path}"
+        path = f"/openai/deployments/{q.quoted(target.model)}{path}"
     if quirks.api_version:
-        path = f"{path}?api-version={quote(quirks.api_version, safe='')}"
+        path = f"{path}?api-version={q.quoted(quirks.api_version)}"
     return path
 
 
@@ -382,15 +385,13 @@ def _choice(choice: ToolChoice | None, quirks: q.Quirks, writer: Writer) -> obje
     return required if mode == "required" else mode
 
 
-def _format(
-    format_: OutputFormat | None, quirks: q.Quirks, writer: Writer
-) -> object | None:
+def _format(format_: OutputFormat | None, quirks: q.Quirks, writer: Writer) -> object | None:
     if format_ is None:
         return None
     out: Json
     if format_.kind == "text":
         out = {"type": "text"}
-    elif format_.kind == "json" or format_.schema is None and not writer.native:
+    elif format_.kind == "json" or (format_.schema is None and not writer.native):
         out = {"type": "json_object"}
     elif not quirks.json_schema:
         writer.drop("response_format.json_schema")

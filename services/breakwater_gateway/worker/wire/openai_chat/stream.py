@@ -139,7 +139,17 @@ class _Call:
 class _Candidate:
     """What is open of one candidate."""
 
-    __slots__ = ("called", "calls", "finished", "last", "number", "open", "open_kind", "parts", "waiting")
+    __slots__ = (
+        "called",
+        "calls",
+        "finished",
+        "last",
+        "number",
+        "open",
+        "open_kind",
+        "parts",
+        "waiting",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -230,10 +240,10 @@ class StreamDecoder:
                     and candidate.open_kind is Text
                     and choice.finish_reason is None
                     and delta is not None
-                    and len(delta) == 1
+                    and (len(delta) == 1 or (len(delta) == 2 and "role" in delta))
                     and (content := delta.get("content")) is not None
                     and choice.content_filter_results is UNSET
-                    and choice.logprobs is UNSET
+                    and (choice.logprobs is UNSET or bytes(choice.logprobs) == b"null")
                     and bytes(content)[:1] == b'"'
                 ):
                     # Nearly every chunk of nearly every stream.
@@ -288,9 +298,7 @@ class StreamDecoder:
         out.append(Broke(failure))
         return out
 
-    def _begin(
-        self, data: bytes, has_choices: bool, chunk: _Chunk, out: list[StreamEvent]
-    ) -> bool:
+    def _begin(self, data: bytes, has_choices: bool, chunk: _Chunk, out: list[StreamEvent]) -> bool:
         fields = _fields(data)
         rest = {name: raw for name, raw in fields.items() if name not in _NOT_NEWS}
         ident = text_or(rest.pop("id", None))
@@ -328,9 +336,7 @@ class StreamDecoder:
                 self._malformed(out)
                 return
         if choice.finish_reason:
-            self._finish(
-                candidate, choice.finish_reason, self._last_words(data, candidate), out
-            )
+            self._finish(candidate, choice.finish_reason, self._last_words(data, candidate), out)
 
     def _last_words(self, data: bytes, candidate: _Candidate) -> Extra:
         """What the finishing chunk says beside its delta."""
@@ -375,14 +381,15 @@ class StreamDecoder:
     ) -> None:
         delta.pop("role", None)
         extra: Extra = {}
-        if choice.content_filter_results is not UNSET and not is_null(choice.content_filter_results):
+        if choice.content_filter_results is not UNSET and not is_null(
+            choice.content_filter_results
+        ):
             extra["content_filter_results"] = choice.content_filter_results
         logprobs = choice.logprobs
         said = None if logprobs is UNSET or is_null(logprobs) else logprobs
         content = delta.pop("content", None)
-        if (
-            delta
-            and ("reasoning_details" in delta or "reasoning_content" in delta or "reasoning" in delta)
+        if delta and (
+            "reasoning_details" in delta or "reasoning_content" in delta or "reasoning" in delta
         ):
             self._reasoning(delta, candidate, out)
         if content is not None and not is_null(content):
@@ -528,9 +535,7 @@ class StreamDecoder:
             if call.pieces and _is_json("".join(call.pieces).encode("utf-8", "surrogatepass")):
                 self._end_call(other, candidate, out)
         self._close(candidate, out)
-        signature = (
-            "" if fragment.extra_content is UNSET else signature_of(fragment.extra_content)
-        )
+        signature = "" if fragment.extra_content is UNSET else signature_of(fragment.extra_content)
         part = ToolCall(
             id=ident or f"call_{self._id}_{candidate.number}_{candidate.called}",
             name=function.name or "",
@@ -659,6 +664,7 @@ class StreamEncoder:
         "_model",
         "_own",
         "_roles",
+        "_top",
         "_usage",
         "_usage_extra",
         "_usage_wanted",
@@ -678,6 +684,7 @@ class StreamEncoder:
         self._created = created
         self._began = False
         self._head = b""
+        self._top: Json = {}
         self._roles: set[int] = set()
         self._kinds: dict[tuple[int, int], Part] = {}
         self._calls: dict[tuple[int, int], int] = {}
@@ -718,6 +725,7 @@ class StreamEncoder:
         if self._own:
             for name, raw in event.extra.items():
                 top.setdefault(name, raw)
+        self._top = top
         self._head = encode(top)[:-1]
 
     def _chunk(
@@ -729,13 +737,14 @@ class StreamEncoder:
         finish: bytes = b"null",
         logprobs: bytes = b"null",
         choice: bytes = b"",
-        top: bytes = b"",
+        news: Extra | None = None,
     ) -> None:
         if not self._began:
             self._begin(Began())
+        head = self._head if not news else encode({**self._top, **news})[:-1]
         out.append(
-            b'%b%b,"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]}'
-            % (self._head, top, candidate, delta, logprobs, finish, choice)
+            b'%b,"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]}'
+            % (head, candidate, delta, logprobs, finish, choice)
         )
 
     def _role(self, candidate: int, out: list[bytes]) -> None:
@@ -776,9 +785,9 @@ class StreamEncoder:
         candidate = event.candidate
         part = self._kinds.get((candidate, event.index))
         logprobs = b"null" if event.logprobs is None or not self._own else bytes(event.logprobs)
-        delta, choice, top = b"", b"", b""
+        delta, choice = b"", b""
         if event.extra and self._own:
-            delta, choice, top = _spread(event.extra)
+            delta, choice, _ = _spread(event.extra)
         match part:
             case Text():
                 said = b'"content":' + encode(event.text) if event.text else b""
@@ -791,9 +800,7 @@ class StreamEncoder:
                     else b""
                 )
             case Thinking():
-                self._thought(
-                    part, event.text, event.signature, candidate, delta, logprobs, out
-                )
+                self._thought(part, event.text, event.signature, candidate, delta, logprobs, out)
                 return
             case Refusal():
                 said = b'"refusal":' + encode(event.text) if event.text else b""
@@ -802,9 +809,7 @@ class StreamEncoder:
         if not said and not delta and not choice and logprobs == b"null":
             return
         inner = said + (b"," if said and delta else b"") + delta
-        self._chunk(
-            out, candidate, b"{" + inner + b"}", logprobs=logprobs, choice=choice, top=top
-        )
+        self._chunk(out, candidate, b"{" + inner + b"}", logprobs=logprobs, choice=choice)
 
     def _thought(
         self,
@@ -830,15 +835,19 @@ class StreamEncoder:
     def _finish(self, event: Finished, out: list[bytes]) -> None:
         if event.candidate not in self._roles:
             self._role(event.candidate, out)
-        delta, choice, top = _spread(event.extra) if event.extra and self._own else (b"", b"", b"")
-        word = finish_word(event.finish, event.native, own=self._own)
+        delta, choice, news = (
+            _spread(event.extra) if event.extra and self._own else (b"", b"", None)
+        )
+        # A function call of the old kind went out as a tool call.
+        native = "" if event.native == "function_call" else event.native
+        word = finish_word(event.finish, native, own=self._own)
         self._chunk(
             out,
             event.candidate,
             b"{" + delta + b"}",
             finish=encode(word),
             choice=choice,
-            top=top,
+            news=news,
         )
 
     def _done(self, out: list[bytes]) -> None:
@@ -848,17 +857,17 @@ class StreamEncoder:
             self._begin(Began())
         extra = dict(self._usage_extra)
         usage = extra.pop("usage", None)
-        tail: Json = {"choices": [], "usage": usage or wire_usage(self._usage), **extra}
-        out.append(self._head + b"," + encode(tail)[1:])
+        tail: Json = {"choices": [], "usage": usage or wire_usage(self._usage)}
+        out.append(encode({**self._top, **extra, **tail}))
 
 
-def _spread(extra: Extra) -> tuple[bytes, bytes, bytes]:
-    """Members to add to a delta, to a choice and to a chunk: `…` or `,…` without braces."""
+def _spread(extra: Extra) -> tuple[bytes, bytes, Extra | None]:
+    """Members to add to a delta (`…`) and to a choice (`,…`), and fields of the chunk itself."""
     rest = dict(extra)
     delta = rest.pop("delta", None)
-    top = rest.pop("chunk", None)
+    chunk = rest.pop("chunk", None)
     return (
         b"" if delta is None else bytes(delta)[1:-1],
         b"," + encode(rest)[1:-1] if rest else b"",
-        b"" if top is None else b"," + bytes(top)[1:-1],
+        None if chunk is None else decode_fields(chunk),
     )

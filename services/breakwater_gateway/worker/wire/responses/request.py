@@ -4,7 +4,7 @@ Source: OpenAI API reference, "Create a model response".
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Raw
 
@@ -155,6 +155,9 @@ def _include(taken: Taken, layout: n.Layout) -> bool:
     return _LOGPROBS in given
 
 
+_HISTORIES: Final = ("previous_response_id", "conversation", "prompt")
+
+
 def _turns(taken: Taken) -> list[n.Turn]:
     turns: list[n.Turn] = []
     instructions = taken.take("instructions", TEXT)
@@ -162,7 +165,7 @@ def _turns(taken: Taken) -> list[n.Turn]:
         turns.append(_plain("system", instructions, {"instructions": TRUE}))
     given = taken.raw("input")
     if given is None:
-        if not any(taken.raw_is_set(name) for name in ("previous_response_id", "conversation", "prompt")):
+        if all(is_null(taken.fields.get(name)) for name in _HISTORIES):
             raise BadRequest("Missing required parameter: 'input'.", "input")
         return turns
     taken.fields["input"] = given
@@ -290,13 +293,276 @@ def _choice(taken: Taken) -> n.ToolChoice | None:
         return n.ToolChoice(mode="named", names=[name], extra=given_choice.rest())
     if kind == "allowed_tools":
         names = [_function_name(one) for one in given_choice.need("tools", ITEMS)]
-        required = given_choice.need("mode", TEXT) == "required"
-        if all(names) and names:
-            return n.ToolChoice(mode="named" if required and len(names) > 1 else "auto" if not required else "required", names=names)
-    # A choice of a hosted tool.
-    return n.ToolChoice(mode="required", extra={"native": raw})
+        mode = given_choice.need("mode", TEXT)
+        if names and all(names) and not given_choice.fields:
+            return n.ToolChoice(mode="required" if mode == "required" else "auto", names=names)
+    # A hosted tool: only this dialect can name it.
+    return n.ToolChoice(mode="auto", extra={"tool_choice": raw})
 
 
 def _function_name(raw: Raw) -> str:
     given = object_of(raw)
     return text_or(given.get("name")) if given.keys() == {"type", "name"} else ""
+
+
+# ---- format and reasoning
+
+_KINDS: Final[dict[str, Literal["text", "json"]]] = {"text": "text", "json_object": "json"}
+
+
+def _format(taken: Taken) -> n.OutputFormat | None:
+    """`text.format`; what else `text` holds stays in its place."""
+    raw = taken.raw("text")
+    if raw is None:
+        return None
+    text = Taken(raw, "text")
+    given = text.take("format", OBJECT)
+    rest = text.rest()
+    if rest:
+        taken.fields["text"] = Raw(encode(rest))
+    if given is None:
+        return None
+    form = Taken(encode(given), "text.format")
+    kind = form.need("type", TEXT)
+    if kind in _KINDS:
+        return n.OutputFormat(kind=_KINDS[kind], extra=form.rest())
+    if kind != "json_schema":
+        raise BadRequest(
+            f"Invalid value: '{kind[:64]}'. Supported values are: 'json_object', 'json_schema', and 'text'.",
+            "text.format.type",
+        )
+    schema = form.raw("schema")
+    if schema is None:
+        raise BadRequest("Missing required parameter: 'text.format.schema'.", "text.format.schema")
+    return n.OutputFormat(
+        kind="schema",
+        schema=schema,
+        name=form.need("name", TEXT),
+        description=form.take("description", TEXT),
+        strict=form.take("strict", FLAG),
+        extra=form.rest(),
+    )
+
+
+def _reasoning(taken: Taken) -> n.Reasoning | None:
+    raw = taken.raw("reasoning")
+    if raw is None:
+        return None
+    given = Taken(raw, "reasoning")
+    effort = given.take("effort", TEXT) or ""
+    return n.Reasoning(
+        effort=effort,
+        off=effort == "none",
+        show=given.take("summary", TEXT) or "",
+        extra=given.rest(),
+    )
+
+
+# ---------------------------------------------------------------- encode
+
+_Body = dict[str, object]
+
+_EMPTY_OBJECT: Final = Raw(b'{"type":"object","properties":{}}')
+
+_TIERS: Final = frozenset({"auto", "default", "flex", "priority", "scale"})
+
+_SUMMARIES: Final = frozenset({"auto", "concise", "detailed"})
+
+_OF_CHAT: Final = frozenset(
+    {
+        *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "store"),
+    }
+)
+"""OpenAI chat's own fields that mean the same here."""
+
+_EFFORTS: Final = ((0, "none"), (1024, "minimal"), (4096, "low"), (12_288, "medium"))
+"""Thinking budgets in tokens, up to and including, and the effort nearest to them."""
+
+
+def encode_request(request: n.Request, target: n.Target, *, now: float = 0) -> n.Call:  # noqa: ARG001 - all dialects take `now`
+    """The call to make. Quirks known: `max_output_min` (int, tokens: the least the host takes)."""
+    dropped = Dropped()
+    native = request.dialect == "responses"
+    body: _Body = {}
+    if native:
+        body |= request.extra
+        body |= request.layout
+    body["model"] = target.model
+    _write_turns(request.turns, body, Writer(dropped, native=native))
+    for name, value in (
+        ("parallel_tool_calls", request.parallel_tools),
+        ("temperature", request.temperature),
+        ("top_p", request.top_p),
+        ("top_logprobs", request.top_logprobs),
+        ("user", request.user or None),
+    ):
+        if value is not None:
+            body[name] = value
+    _write_tools(request, body, dropped, native=native)
+    _write_format(request, body, dropped, native=native)
+    _write_reasoning(request, body, dropped, native=native)
+    if request.stream:
+        body["stream"] = True
+    if native:
+        _native_rest(request, body)
+    else:
+        _foreign_rest(request, target, body, dropped)
+    path = PATHS["compact" if body.pop("endpoint", None) else "responses"]
+    return n.Call(path=path, body=encode(body), dropped=dropped.names())
+
+
+def _native_rest(request: n.Request, body: _Body) -> None:
+    if request.max_output is not None:
+        body["max_output_tokens"] = request.max_output
+    if request.service_tier:
+        body["service_tier"] = request.service_tier
+
+
+def _foreign_rest(request: n.Request, target: n.Target, body: _Body, dropped: Dropped) -> None:
+    if request.max_output is not None:
+        least = target.quirks.get("max_output_min", OUTPUT_MIN)
+        floor = least if isinstance(least, int) else OUTPUT_MIN
+        if request.max_output < floor:
+            dropped.add("max_output")
+        body["max_output_tokens"] = max(floor, request.max_output)
+    if request.service_tier in _TIERS:
+        body["service_tier"] = request.service_tier
+    elif request.service_tier:
+        dropped.add("service_tier")
+    for name, asked in (
+        ("top_k", request.top_k is not None),
+        ("stop", bool(request.stop)),
+        ("seed", request.seed is not None),
+        ("n", request.n is not None and request.n > 1),
+        ("frequency_penalty", bool(request.frequency_penalty)),
+        ("presence_penalty", bool(request.presence_penalty)),
+        ("logit_bias", request.logit_bias is not None and bytes(request.logit_bias) != b"{}"),
+    ):
+        if asked:
+            dropped.add(name)
+    # Other dialects keep nothing at the provider unless asked to; this one does unless told not to.
+    body["store"] = False
+    include = [_LOGPROBS] if request.logprobs or request.top_logprobs else []
+    if request.reasoning is not None and not request.reasoning.off:
+        include.append(_PROOFS)
+    if include:
+        body["include"] = include
+    for name, value in request.extra.items():
+        if request.dialect == "openai" and name in _OF_CHAT:
+            body[name] = value
+        elif request.dialect == "openai" and name == "verbosity":
+            text = body.setdefault("text", {})
+            assert isinstance(text, dict)  # noqa: S101 - written above, as a dict
+            text["verbosity"] = value
+        else:
+            dropped.fields({name: value})
+
+
+def _write_turns(turns: Iterable[n.Turn], body: _Body, writer: Writer) -> None:
+    for turn in turns:
+        text = turn.parts[0].text if turn.parts and isinstance(turn.parts[0], n.Text) else None
+        if text is not None and "instructions" in turn.layout:
+            body["instructions"] = text
+        elif text is not None and "input" in turn.layout:
+            body["input"] = text
+        else:
+            writer.add(turn)
+    if writer.items:
+        body["input"] = writer.items
+
+
+def _write_tools(request: n.Request, body: _Body, dropped: Dropped, *, native: bool) -> None:
+    tools: list[object] = []
+    for tool in request.tools:
+        if isinstance(tool, n.Tool):
+            tools.append(_written_tool(tool, dropped, native=native))
+        elif tool.dialect == "responses":
+            tools.append(tool.raw)
+        else:
+            dropped.add(f"tools.{_kind(tool.raw)}")
+    if tools:
+        body["tools"] = tools
+    choice = request.tool_choice
+    if choice is None:
+        return
+    if native and "tool_choice" in choice.extra:
+        body["tool_choice"] = choice.extra["tool_choice"]
+        return
+    if not native:
+        dropped.fields(choice.extra, "tool_choice.")
+        if not tools:
+            return
+    body["tool_choice"] = _written_choice(choice)
+
+
+def _written_choice(choice: n.ToolChoice) -> object:
+    if choice.mode == "named" and len(choice.names) == 1:
+        return {"type": "function", "name": choice.names[0]} | choice.extra
+    mode = "required" if choice.mode == "named" else choice.mode
+    if choice.names and mode != "none":
+        tools = [{"type": "function", "name": name} for name in choice.names]
+        return {"type": "allowed_tools", "mode": mode, "tools": tools}
+    return mode
+
+
+def _written_tool(tool: n.Tool, dropped: Dropped, *, native: bool) -> _Body:
+    written: _Body = {"type": "function", "name": tool.name}
+    if tool.description is not None:
+        written["description"] = tool.description
+    if native:
+        if tool.schema is not None:
+            written["parameters"] = tool.schema
+        if tool.strict is not None:
+            written["strict"] = tool.strict
+        return written | tool.extra
+    dropped.fields(tool.extra, "tools.")
+    written["parameters"] = _EMPTY_OBJECT if is_null(tool.schema) else tool.schema
+    # Left out it would mean true here, and false where the caller comes from.
+    written["strict"] = bool(tool.strict)
+    return written
+
+
+def _write_format(request: n.Request, body: _Body, dropped: Dropped, *, native: bool) -> None:
+    form = request.format
+    if form is None:
+        return
+    written: _Body
+    if form.kind == "schema":
+        written = {"type": "json_schema", "name": form.name or "response"}
+        written["schema"] = form.schema if form.schema is not None else Raw(b"{}")
+        if form.description is not None:
+            written["description"] = form.description
+        if form.strict is not None:
+            written["strict"] = form.strict
+    else:
+        written = {"type": "json_object" if form.kind == "json" else "text"}
+    if native:
+        written |= form.extra
+    else:
+        dropped.fields(form.extra, "response_format.")
+    rest = body.get("text")
+    text: _Body = dict(object_of(rest)) if isinstance(rest, Raw) else {}
+    body["text"] = text | {"format": written}
+
+
+def _write_reasoning(request: n.Request, body: _Body, dropped: Dropped, *, native: bool) -> None:
+    wanted = request.reasoning
+    if wanted is None:
+        return
+    written: _Body = {}
+    effort = wanted.effort or ("none" if wanted.off else "")
+    if not effort and wanted.budget is not None:
+        effort = next((name for most, name in _EFFORTS if wanted.budget <= most), "high")
+        if wanted.budget > 0:
+            dropped.add("reasoning.budget")
+    if effort:
+        written["effort"] = effort
+    if wanted.show:
+        written["summary"] = wanted.show if native or wanted.show in _SUMMARIES else "auto"
+    if native:
+        written |= wanted.extra
+    else:
+        dropped.fields(wanted.extra, "reasoning.")
+    if written or native:
+        body["reasoning"] = written
