@@ -58,6 +58,8 @@ _EPOCH: Final = date(1970, 1, 1)
 
 Plain = list[Any]
 """A row of the table: JSON without objects."""
+Foreign = Any
+"""An object of the source, whose types the project does not have: read by attribute only."""
 
 
 class BadSource(ValueError):
@@ -75,10 +77,10 @@ def pico(usd: Decimal, *, scale: int, at_most: int, where: str) -> int:
     return rounded
 
 
-def clause(found: Any) -> Any:
+def clause(found: Foreign) -> str | Plain:
     """One match clause as `worker/prices.py` reads it: text for equality, else [sign, operand]."""
     if hasattr(found, "equals"):
-        return found.equals.lower()
+        return str(found.equals).lower()
     for name, sign in (("starts_with", "^"), ("ends_with", "$"), ("contains", "*")):
         if hasattr(found, name):
             return [sign, getattr(found, name).lower()]
@@ -90,7 +92,7 @@ def clause(found: Any) -> Any:
     raise BadSource(f"unknown clause {found!r}")
 
 
-def _clauses(model: Any) -> Plain:
+def _clauses(model: Foreign) -> Plain:
     made = clause(model.match)
     rows: Plain = made[1] if isinstance(made, list) and made[0] == "|" else [made]
     return [] if rows == [model.id.lower()] else rows
@@ -143,17 +145,17 @@ def _trim_rates(row: Plain) -> Plain:
     return row
 
 
-def _values(prices: Any) -> dict[str, Any]:
+def _values(prices: Foreign) -> dict[str, Any]:
     return {key: value for key, value in vars(prices).items() if value is not None}
 
 
-def _conditions(prices: Any) -> Sequence[tuple[Any, dict[str, Any]]]:
+def _conditions(prices: Foreign) -> Sequence[tuple[Any, dict[str, Any]]]:
     if isinstance(prices, list):
         return [(each.constraint, _values(each.prices)) for each in prices]
     return [(None, _values(prices))]
 
 
-def _day(constraint: Any) -> int | None:
+def _day(constraint: Foreign) -> int | None:
     found = getattr(constraint, "start_date", None)
     return (found - _EPOCH).days if found is not None else None
 
@@ -164,7 +166,7 @@ def _second(of: time) -> int:
     return of.hour * 3600 + of.minute * 60 + of.second
 
 
-def _when(constraint: Any) -> Plain:
+def _when(constraint: Foreign) -> Plain:
     """[first day, first second of the day, last], days since 1970 and seconds of UTC."""
     if constraint is None:
         return [0]
@@ -174,7 +176,7 @@ def _when(constraint: Any) -> Plain:
     return [0, _second(constraint.start_time), _second(constraint.end_time)]
 
 
-def _points(model: Any, where: str) -> Plain:
+def _points(model: Foreign, where: str) -> Plain:
     """The prices in the source's order, of which the last that holds is the one; [] for none."""
     rows = []
     conditions = _conditions(model.prices)
@@ -195,13 +197,11 @@ def _free(model: str, prices: dict[str, Any]) -> dict[str, Any]:
     return prices
 
 
-def _variants(model: Any, where: str) -> dict[str, Plain]:
+def _variants(model: Foreign, where: str) -> dict[str, Plain]:
     """Each service tier's own dated prices, the standard ones filled in where it says nothing."""
     found: dict[str, list[Any]] = {}
     for variant in model.price_variants or ():
-        tier = (
-            _TIERS.get(next(iter(variant.when.items()))) if len(variant.when) == 1 else None
-        )
+        tier = _TIERS.get(next(iter(variant.when.items()))) if len(variant.when) == 1 else None
         if tier is not None and _values(variant.prices):
             found.setdefault(tier, []).append(variant)
     made: dict[str, Plain] = {}
@@ -227,14 +227,14 @@ def _variants(model: Any, where: str) -> dict[str, Plain]:
     return made
 
 
-def _model_row(provider: str, model: Any) -> Plain:
+def _model_row(provider: str, model: Foreign) -> Plain:
     where = f"{provider}/{model.id}"
     variants = _variants(model, where)
     row = [model.id, _clauses(model), _points(model, where)]
     return [*row, variants] if variants else _trim(row)
 
 
-def table(providers: Iterable[Any], *, source: str, generated: date) -> bytes:
+def table(providers: Iterable[Foreign], *, source: str, generated: date) -> bytes:
     """The whole table as JSON, one model a line. Raises `BadSource`.
 
     `providers` are the source's own objects, of which only attributes are read.
@@ -242,7 +242,7 @@ def table(providers: Iterable[Any], *, source: str, generated: date) -> bytes:
     return b"".join(_lines(providers, source=source, generated=generated))
 
 
-def _lines(providers: Iterable[Any], *, source: str, generated: date) -> Iterator[bytes]:
+def _lines(providers: Iterable[Foreign], *, source: str, generated: date) -> Iterator[bytes]:
     head = {"format": FORMAT, "generated": generated, "source": source}
     yield msgspec.json.encode(head)[:-1] + b',"rates":'
     yield msgspec.json.encode(Rates.__struct_fields__) + b',"providers":['
@@ -262,10 +262,10 @@ class _Head(msgspec.Struct):
     source: str
 
 
-def _installed() -> tuple[list[Any], str, str]:
+def _installed() -> tuple[list[Foreign], str, str]:
     """The source's providers, `name version`, and its licence."""
     # By name, since the project itself does not depend on it.
-    providers: list[Any] = import_module("genai_prices.data").providers
+    providers: list[Foreign] = import_module("genai_prices.data").providers
     found = distribution(SOURCE)
     licence = next(path for path in found.files or () if path.name == "LICENSE")
     return providers, f"{SOURCE} {found.version}", licence.read_text(encoding="utf-8")
@@ -273,7 +273,9 @@ def _installed() -> tuple[list[Any], str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the worker's price table.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when it is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail when it is stale"
+    )
     check: bool = parser.parse_args().check
     providers, source, licence = _installed()
     notice = (

@@ -44,6 +44,10 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """Time of this request before this attempt, of which …"""
     provider_ms: float = 0.0
     """… so much was waiting for providers and backoff, not overhead of ours."""
+    native_headers: dict[str, str] = {}
+    """Of the caller's own dialect (`anthropic-version`, …), for a provider of the same one."""
+    refuse_dropped: bool = False
+    """Refuse what the provider cannot express instead of naming it in `breakwater-dropped-params`."""
     traceparent: str = ""
     user: str = ""
     org: str = ""

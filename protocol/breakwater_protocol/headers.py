@@ -58,6 +58,9 @@ CE_TYPE: Final = "ce-type"
 CE_TIME: Final = "ce-time"
 CE_SPECVERSION: Final = "ce-specversion"
 
+NATIVE: Final = ("anthropic-version", "anthropic-beta")
+"""Of a caller's own dialect: they travel with the request to a provider of the same one, untouched."""
+
 REQUEST_HEADERS: Final = frozenset(
     {
         USER,

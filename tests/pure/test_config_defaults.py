@@ -1,11 +1,9 @@
 """The catalogue, the configuration without a file, and what the bucket holds."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
-from breakwater_gateway.config import not_served
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.codec import (
     BadStored,
@@ -28,29 +26,6 @@ EXAMPLE = Path(__file__).parents[2] / "ops" / "breakwater.yaml"
 
 def default(**environment: str) -> Config:
     return default_config(environment, simulator_url=SIMULATOR)
-
-
-def test_the_catalogue_holds_base_urls_and_names_that_the_loader_takes() -> None:
-    assert len(CATALOGUE) >= 40
-    assert not set(CATALOGUE) & set(not_served.PROVIDERS)
-    for id_, provider in CATALOGUE.items():
-        parts = urlsplit(provider.base_url)
-        local = parts.hostname == "127.0.0.1"
-        assert parts.scheme == ("http" if local else "https")
-        assert bool(provider.key_variables) is not local
-        assert not provider.base_url.endswith("/")
-        config = load_text(
-            f"models: {{a*: {{deployments: [{{model: {id_}/*, base_url: '{provider.base_url}'}}]}}}}",
-            source="f",
-            environment={},
-        )
-        assert config.models["a*"].deployments[0].base_url == provider.base_url
-
-
-def test_providers_that_are_served_unasked_do_not_share_a_variable() -> None:
-    automatic = [p for p in CATALOGUE.values() if p.automatic]
-    names = [name for provider in automatic for name in provider.key_variables]
-    assert len(names) == len(set(names))
 
 
 def test_without_keys_the_simulator_answers() -> None:
@@ -86,6 +61,26 @@ def test_with_keys_each_provider_is_served_by_prefix_and_openai_by_its_plain_nam
     assert missing_keys(config, {"OPENAI_API_KEY": "x", "GROQ_API_KEY": "y"}) == []
 
 
+def test_a_provider_with_a_family_of_models_answers_to_their_prefix() -> None:
+    config = default(OPENAI_API_KEY="x")
+    found = config.model("gpt-9-turbo")
+    assert found is not None
+    [deployment] = found.deployments
+    assert deployment.id == "openai/gpt-*"
+    assert deployment.provider_model("gpt-9-turbo", name=found.name) == "gpt-9-turbo"
+    other = config.model("openai/gpt-9-turbo")
+    assert other is not None
+    assert other.deployments[0].provider_model("openai/gpt-9", name=other.name) == "gpt-9"
+
+
+def test_a_provider_that_needs_more_than_a_key_waits_for_it() -> None:
+    assert default(NEON_AI_GATEWAY_TOKEN="x").simulator
+    found = default(NEON_AI_GATEWAY_TOKEN="x", NEON_AI_GATEWAY_BASE_URL="https://gw.neon.tech")
+    assert found.models["neon/*"].deployments[0].params == (
+        ("host", KeyRef("env", "NEON_AI_GATEWAY_BASE_URL")),
+    )
+
+
 def test_a_credential_for_something_else_serves_nobody_unasked() -> None:
     assert default_config({"GITHUB_TOKEN": "x"}, simulator_url=SIMULATOR).simulator
 
@@ -96,6 +91,11 @@ def test_a_credential_for_something_else_serves_nobody_unasked() -> None:
         {},
         {"OPENAI_API_KEY": "x"},
         {p.key_variables[0]: "x" for p in CATALOGUE.values() if p.key_variables},
+        {
+            name: "x"
+            for p in CATALOGUE.values()
+            for name in (*p.key_variables, *(n for _, names in p.variables for n in names))
+        },
     ],
 )
 def test_a_configuration_without_a_file_is_stored_as_text_that_loads_as_itself(

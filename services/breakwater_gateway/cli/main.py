@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "models": ("talk", "models", "List the models that can be asked."),
     "events": ("talk", "events", "Follow what happens on the bus."),
     "doctor": ("doctor", "doctor", "Check this set-up, and say how to mend it."),
+    "providers": ("providers", "providers", "List the providers that the catalogue knows."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }
 

@@ -1,178 +1,307 @@
-"""Public providers that speak OpenAI's chat dialect: where they are and which variable holds their key.
+"""The providers that the catalogue knows: where they are, what they speak, which variable holds their key.
 
-Facts from the providers' own documentation. `base_url` is what `/chat/completions` is added to.
+Facts from the providers' own documentation. `base_url` is what a dialect's paths are added to: for OpenAI's
+`/chat/completions`, for Anthropic's `/messages`, for Gemini's `/models/...`, for Bedrock's `/model/...`, for
+Cohere's `/v2/chat`, for Ollama's own `/api/chat`. Only what differs from the dialect is said in `quirks`;
+`like` names the provider whose facts apply.
 """
 
 from collections.abc import Mapping
 from typing import Final
 
-from msgspec import Struct
+from breakwater_gateway.config.model import AuthScheme, QuirkValue, Wire
+from breakwater_gateway.config.provider import Provider, auth_of
 
-from breakwater_gateway.config.model import KeyRef
-
-
-class Provider(Struct, frozen=True):
-    id: str
-    base_url: str
-    key_variables: tuple[str, ...] = ()
-    """The usual one first; empty for hosts that want no key."""
-    automatic: bool = True
-    """Served by the default configuration once a variable is set. False where the variable is shared
-    with another provider or commonly holds a credential for something else."""
-    models: tuple[str, ...] = ()
-    """Names that the default configuration serves without the provider in front."""
-
-    def key(self, environment: Mapping[str, str]) -> KeyRef | None:
-        """The first variable that is set here, else the usual one; None where no key is wanted."""
-        if not self.key_variables:
-            return None
-        for name in self.key_variables:
-            if environment.get(name):
-                return KeyRef("env", name)
-        return KeyRef("env", self.key_variables[0])
+_NONE: Final[Mapping[str, QuirkValue]] = {}
+_USUAL: Final[Mapping[str, str]] = {}
 
 
-def _public(
-    id_: str, base_url: str, *key_variables: str, automatic: bool = True, models: str = ""
+def _p(
+    id_: str,
+    name: str,
+    base_url: str,
+    key_variables: str = "",
+    *,
+    wire: Wire = "openai",
+    auth: AuthScheme | None = None,
+    aliases: str = "",
+    automatic: bool = True,
+    key_optional: bool = False,
+    models: str = "",
+    variables: Mapping[str, str] = _USUAL,
+    like: str = "",
+    quirks: Mapping[str, QuirkValue] = _NONE,
+    others: Mapping[str, str] = _USUAL,
 ) -> Provider:
-    return Provider(id_, base_url, key_variables, automatic, tuple(models.split()))
+    facts = {"provider": like, **quirks} if like else quirks
+    return Provider(
+        id=id_,
+        name=name,
+        base_url=base_url,
+        key_variables=tuple(key_variables.split()),
+        wire=wire,
+        auth=auth or auth_of(wire),
+        aliases=tuple(aliases.split()),
+        automatic=automatic,
+        key_optional=key_optional,
+        models=tuple(models.split()),
+        variables=tuple((setting, tuple(names.split())) for setting, names in variables.items()),
+        quirks=tuple(facts.items()),
+        others=tuple(others.items()),
+    )
 
 
-_ALL: Final = (
-    _public(
-        "openai",
-        "https://api.openai.com/v1",
-        "OPENAI_API_KEY",
-        models="gpt-4o gpt-4o-mini gpt-4.1 gpt-4.1-mini gpt-4.1-nano gpt-5 gpt-5-mini gpt-5-nano"
-        " o3 o4-mini text-embedding-3-small text-embedding-3-large",
-    ),
-    _public("ai21", "https://api.ai21.com/studio/v1", "AI21_API_KEY"),
-    _public("aimlapi", "https://api.aimlapi.com/v1", "AIML_API_KEY", "AIMLAPI_KEY"),
-    _public("baseten", "https://inference.baseten.co/v1", "BASETEN_API_KEY"),
-    _public("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-    _public("chutes", "https://llm.chutes.ai/v1", "CHUTES_API_KEY"),
-    _public(
-        "dashscope", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY"
-    ),
-    _public(
-        "dashscope-cn",
-        "https://dashscope.aliyuncs.com/compatible-mode/v1",
-        "DASHSCOPE_API_KEY",
-        automatic=False,
-    ),
-    _public(
-        "deepinfra", "https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN"
-    ),
-    _public(
-        "deepseek",
-        "https://api.deepseek.com/v1",
-        "DEEPSEEK_API_KEY",
-        models="deepseek-chat deepseek-reasoner",
-    ),
-    _public(
-        "digitalocean",
-        "https://inference.do-ai.run/v1",
-        "DIGITALOCEAN_INFERENCE_KEY",
-        "DIGITALOCEAN_ACCESS_TOKEN",
-        automatic=False,
-    ),
-    _public(
-        "featherless",
-        "https://api.featherless.ai/v1",
-        "FEATHERLESS_API_KEY",
-        "FEATHERLESS_AI_API_KEY",
-    ),
-    _public(
-        "fireworks",
-        "https://api.fireworks.ai/inference/v1",
-        "FIREWORKS_API_KEY",
-        "FIREWORKS_AI_API_KEY",
-    ),
-    _public("friendli", "https://api.friendli.ai/serverless/v1", "FRIENDLI_TOKEN"),
-    _public("github", "https://models.github.ai/inference", "GITHUB_TOKEN", automatic=False),
-    _public("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
-    _public("helicone", "https://ai-gateway.helicone.ai/v1", "HELICONE_API_KEY"),
-    _public("huggingface", "https://router.huggingface.co/v1", "HF_TOKEN", "HUGGINGFACE_API_KEY"),
-    _public("hyperbolic", "https://api.hyperbolic.xyz/v1", "HYPERBOLIC_API_KEY"),
-    _public("inception", "https://api.inceptionlabs.ai/v1", "INCEPTION_API_KEY"),
-    _public("inference-net", "https://api.inference.net/v1", "INFERENCE_API_KEY"),
-    _public("io-net", "https://api.intelligence.io.solutions/api/v1", "IOINTELLIGENCE_API_KEY"),
-    _public("lambda", "https://api.lambda.ai/v1", "LAMBDA_API_KEY"),
-    _public("meta-llama", "https://api.llama.com/compat/v1", "LLAMA_API_KEY"),
-    _public(
-        "mistral",
-        "https://api.mistral.ai/v1",
-        "MISTRAL_API_KEY",
-        models="mistral-large-latest mistral-medium-latest mistral-small-latest",
-    ),
-    _public("codestral", "https://codestral.mistral.ai/v1", "CODESTRAL_API_KEY"),
-    _public("modelscope", "https://api-inference.modelscope.cn/v1", "MODELSCOPE_API_KEY"),
-    _public("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
-    _public("moonshot-cn", "https://api.moonshot.cn/v1", "MOONSHOT_API_KEY", automatic=False),
-    _public("morph", "https://api.morphllm.com/v1", "MORPH_API_KEY"),
-    _public("nebius", "https://api.tokenfactory.nebius.com/v1", "NEBIUS_API_KEY"),
-    _public("novita", "https://api.novita.ai/openai", "NOVITA_API_KEY"),
-    _public("nscale", "https://inference.api.nscale.com/v1", "NSCALE_API_KEY"),
-    _public(
-        "nvidia", "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", "NVIDIA_NIM_API_KEY"
-    ),
-    _public("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-    _public(
-        "ovhcloud",
-        "https://oai.endpoints.kepler.ai.cloud.ovh.net/v1",
-        "OVHCLOUD_API_KEY",
-        "OVH_AI_ENDPOINTS_ACCESS_TOKEN",
-    ),
-    _public("parasail", "https://api.parasail.io/v1", "PARASAIL_API_KEY"),
-    _public(
-        "perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY", "PERPLEXITYAI_API_KEY"
-    ),
-    _public("poe", "https://api.poe.com/v1", "POE_API_KEY"),
-    _public("reka", "https://api.reka.ai/v1", "REKA_API_KEY"),
-    _public("requesty", "https://router.requesty.ai/v1", "REQUESTY_API_KEY"),
-    _public("sambanova", "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
-    _public(
-        "scaleway",
-        "https://api.scaleway.ai/v1",
-        "SCALEWAY_API_KEY",
-        "SCW_SECRET_KEY",
-        automatic=False,
-    ),
-    _public("siliconflow", "https://api.siliconflow.com/v1", "SILICONFLOW_API_KEY"),
-    _public(
-        "siliconflow-cn",
-        "https://api.siliconflow.cn/v1",
-        "SILICONFLOW_CN_API_KEY",
-        "SILICONFLOW_API_KEY",
-        automatic=False,
-    ),
-    _public("stepfun", "https://api.stepfun.com/v1", "STEPFUN_API_KEY"),
-    _public("synthetic", "https://api.synthetic.new/openai/v1", "SYNTHETIC_API_KEY"),
-    _public("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", "TOGETHERAI_API_KEY"),
-    _public("upstage", "https://api.upstage.ai/v1/solar", "UPSTAGE_API_KEY"),
-    _public("v0", "https://api.v0.dev/v1", "V0_API_KEY"),
-    _public("venice", "https://api.venice.ai/api/v1", "VENICE_API_KEY", "VENICE_AI_API_KEY"),
-    _public(
-        "vercel",
-        "https://ai-gateway.vercel.sh/v1",
-        "AI_GATEWAY_API_KEY",
-        "VERCEL_AI_GATEWAY_API_KEY",
-    ),
-    _public(
-        "volcengine",
-        "https://ark.cn-beijing.volces.com/api/v3",
-        "ARK_API_KEY",
-        "VOLCENGINE_API_KEY",
-    ),
-    _public("wandb", "https://api.inference.wandb.ai/v1", "WANDB_API_KEY", automatic=False),
-    _public("xai", "https://api.x.ai/v1", "XAI_API_KEY", models="grok-4 grok-3 grok-3-mini"),
-    _public("zai", "https://api.z.ai/api/paas/v4", "ZAI_API_KEY"),
-    _public("zhipu", "https://open.bigmodel.cn/api/paas/v4", "ZHIPU_API_KEY"),
-    # On this machine, at the address that each listens on unless told otherwise.
-    _public("ollama", "http://127.0.0.1:11434/v1"),
-    _public("vllm", "http://127.0.0.1:8000/v1"),
-    _public("lmstudio", "http://127.0.0.1:1234/v1"),
-    _public("llamacpp", "http://127.0.0.1:8080/v1"),
+# One a line, for the eye and for `diff`.
+# fmt: off
+_HOSTED: Final = (
+    _p("302ai", "302.AI", "https://api.302.ai/v1", "AI302_API_KEY"),
+    _p("abacus", "Abacus", "https://routellm.abacus.ai/v1", "ABACUS_API_KEY"),
+    _p("abliteration", "abliteration.ai", "https://api.abliteration.ai/v1", "ABLITERATION_API_KEY ABLIT_KEY", aliases="abliteration-ai"),
+    _p("ai21", "AI21", "https://api.ai21.com/studio/v1", "AI21_API_KEY", aliases="ai21_chat"),
+    _p("aihubmix", "AIHubMix", "https://aihubmix.com/v1", "AIHUBMIX_API_KEY"),
+    _p("aimlapi", "AI/ML API", "https://api.aimlapi.com/v1", "AIML_API_KEY AIMLAPI_KEY", aliases="aiml"),
+    _p("alibaba-coding-plan", "Alibaba Coding Plan", "https://coding-intl.dashscope.aliyuncs.com/v1", "ALIBABA_CODING_PLAN_API_KEY"),
+    _p("alibaba-coding-plan-cn", "Alibaba Coding Plan (China)", "https://coding.dashscope.aliyuncs.com/v1", "ALIBABA_CODING_PLAN_API_KEY", automatic=False),
+    _p("alibaba-token-plan", "Alibaba Token Plan", "https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1", "ALIBABA_TOKEN_PLAN_API_KEY"),
+    _p("alibaba-token-plan-cn", "Alibaba Token Plan (China)", "https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", "ALIBABA_TOKEN_PLAN_API_KEY", automatic=False),
+    _p("alibaba-us", "Alibaba (US)", "https://dashscope-us.aliyuncs.com/compatible-mode/v1", "ALIBABA_US_API_KEY"),
+    _p("ambient", "Ambient", "https://api.ambient.xyz/v1", "AMBIENT_API_KEY"),
+    _p("anthropic", "Anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", wire="anthropic", models="claude-*"),
+    _p("anyapi", "AnyAPI", "https://api.anyapi.ai/v1", "ANYAPI_API_KEY"),
+    _p("apertis", "Apertis", "https://api.stima.tech/v1", "STIMA_API_KEY"),
+    _p("assemblyai", "AssemblyAI", "https://llm-gateway.assemblyai.com/v1", "ASSEMBLYAI_API_KEY"),
+    _p("atlascloud", "Atlas Cloud", "https://api.atlascloud.ai/v1", "ATLASCLOUD_API_KEY"),
+    _p("auriko", "Auriko", "https://api.auriko.ai/v1", "AURIKO_API_KEY"),
+    _p("avian", "Avian", "https://api.avian.io/v1", "AVIAN_API_KEY"),
+    _p("bailing", "Bailing", "https://api.tbox.cn/api/llm/v1", "BAILING_API_TOKEN"),
+    _p("baseten", "Baseten", "https://inference.baseten.co/v1", "BASETEN_API_KEY"),
+    _p("berget", "Berget.AI", "https://api.berget.ai/v1", "BERGET_API_KEY"),
+    _p("cerebras", "Cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+    _p("charity-engine", "Charity Engine", "https://api.charityengine.services/remotejobs/v2/inference", "CHARITY_ENGINE_API_KEY", aliases="charity_engine"),
+    _p("chutes", "Chutes", "https://llm.chutes.ai/v1", "CHUTES_API_KEY"),
+    _p("clarifai", "Clarifai", "https://api.clarifai.com/v2/ext/openai/v1", "CLARIFAI_PAT"),
+    _p("claudinio", "Claudinio", "https://api.claudin.io/v1", "CLAUDINIO_API_KEY"),
+    _p("cloudferro-sherlock", "CloudFerro Sherlock", "https://api-sherlock.cloudferro.com/openai/v1", "CLOUDFERRO_SHERLOCK_API_KEY"),
+    _p("codestral", "Codestral (Mistral)", "https://codestral.mistral.ai/v1", "CODESTRAL_API_KEY", like="mistral"),
+    _p("cognition", "Cognition", "https://api.cognition.ai/v1", "COGNITION_API_KEY"),
+    _p("cometapi", "CometAPI", "https://api.cometapi.com/v1", "COMETAPI_KEY COMETAPI_API_KEY"),
+    _p("compactifai", "CompactifAI", "https://api.compactif.ai/v1", "COMPACTIFAI_API_KEY"),
+    _p("cortecs", "Cortecs", "https://api.cortecs.ai/v1", "CORTECS_API_KEY"),
+    _p("crof", "CrofAI", "https://crof.ai/v1", "CROF_API_KEY"),
+    _p("crusoe", "Crusoe", "https://managed-inference-api-proxy.crusoecloud.com/v1", "CRUSOE_API_KEY"),
+    _p("darkbloom", "Darkbloom", "https://api.darkbloom.dev/v1", "DARKBLOOM_API_KEY"),
+    _p("dashscope", "Alibaba DashScope", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY ALIBABA_SINGAPORE_API_KEY QWENCLOUD_API_KEY", aliases="alibaba alibaba-singapore qwencloud"),
+    _p("dashscope-cn", "Alibaba DashScope (China)", "https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY QWEN_AI_PLATFORM_API_KEY", aliases="alibaba-cn qwen_ai_platform", automatic=False),
+    _p("datarobot", "DataRobot", "https://app.datarobot.com/api/v2/genai/llmgw", "DATAROBOT_API_TOKEN", automatic=False),
+    _p("deepinfra", "DeepInfra", "https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY DEEPINFRA_TOKEN"),
+    _p("deepseek", "DeepSeek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", models="deepseek-chat deepseek-reasoner deepseek-*"),
+    _p("digitalocean", "DigitalOcean", "https://inference.do-ai.run/v1", "DIGITALOCEAN_INFERENCE_KEY DIGITALOCEAN_ACCESS_TOKEN GRADIENT_AI_API_KEY", aliases="gradient_ai", automatic=False),
+    _p("dinference", "DInference", "https://api.dinference.com/v1", "DINFERENCE_API_KEY"),
+    _p("drun", "D.Run (China)", "https://chat.d.run/v1", "DRUN_API_KEY"),
+    _p("edenai", "Eden AI", "https://api.edenai.run/v3", "EDENAI_API_KEY"),
+    _p("empiriolabs", "EmpirioLabs", "https://api.empiriolabs.ai/v1", "EMPIRIOLABS_API_KEY"),
+    _p("empower", "Empower", "https://app.empower.dev/api/v1", "EMPOWER_API_KEY"),
+    _p("evroc", "evroc", "https://models.think.evroc.com/v1", "EVROC_API_KEY"),
+    _p("fastrouter", "FastRouter", "https://go.fastrouter.ai/api/v1", "FASTROUTER_API_KEY"),
+    _p("featherless", "Featherless AI", "https://api.featherless.ai/v1", "FEATHERLESS_API_KEY FEATHERLESS_AI_API_KEY", aliases="featherless-ai featherless_ai"),
+    _p("fireworks", "Fireworks AI", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY FIREWORKS_AI_API_KEY", aliases="fireworks-ai fireworks_ai"),
+    _p("freemodel", "FreeModel", "https://cc.freemodel.dev/v1", "FREEMODEL_API_KEY", wire="anthropic"),
+    _p("friendli", "Friendli", "https://api.friendli.ai/serverless/v1", "FRIENDLI_TOKEN FRIENDLIAI_API_KEY", aliases="friendliai"),
+    _p("frogbot", "FrogBot", "https://app.frogbot.ai/api/v1", "FROGBOT_API_KEY"),
+    _p("galadriel", "Galadriel", "https://api.galadriel.com/v1", "GALADRIEL_API_KEY"),
+    _p("github", "GitHub Models", "https://models.github.ai/inference", "GITHUB_TOKEN", aliases="github-models", automatic=False),
+    _p("gmi", "GMI Cloud", "https://api.gmi-serving.com/v1", "GMICLOUD_API_KEY GMI_API_KEY", aliases="gmicloud"),
+    _p("groq", "Groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    _p("helicone", "Helicone", "https://ai-gateway.helicone.ai/v1", "HELICONE_API_KEY"),
+    _p("heroku", "Heroku", "https://us.inference.heroku.com/v1", "HEROKU_API_KEY INFERENCE_KEY", automatic=False),
+    _p("hpc-ai", "HPC-AI", "https://api.hpc-ai.com/inference/v1", "HPC_AI_API_KEY"),
+    _p("huggingface", "Hugging Face", "https://router.huggingface.co/v1", "HF_TOKEN HUGGINGFACE_API_KEY", aliases="hf hugging-face"),
+    _p("hyperbolic", "Hyperbolic", "https://api.hyperbolic.xyz/v1", "HYPERBOLIC_API_KEY"),
+    _p("iflowcn", "iFlow", "https://apis.iflow.cn/v1", "IFLOW_API_KEY"),
+    _p("inception", "Inception", "https://api.inceptionlabs.ai/v1", "INCEPTION_API_KEY"),
+    _p("inceptron", "Inceptron", "https://api.inceptron.io/v1", "INCEPTRON_API_KEY"),
+    _p("inference-net", "Inference.net", "https://api.inference.net/v1", "INFERENCE_API_KEY", aliases="inference"),
+    _p("io-net", "IO.NET", "https://api.intelligence.io.solutions/api/v1", "IOINTELLIGENCE_API_KEY IONET_API_KEY", aliases="iointelligence"),
+    _p("jiekou", "Jiekou.AI", "https://api.jiekou.ai/openai", "JIEKOU_API_KEY"),
+    _p("jina", "Jina AI (embeddings)", "https://api.jina.ai/v1", "JINA_API_KEY JINA_AI_API_KEY JINA_AI_TOKEN", aliases="jina_ai jina-ai"),
+    _p("kilo", "Kilo Gateway", "https://api.kilo.ai/api/gateway", "KILO_API_KEY"),
+    _p("kimi-for-coding", "Kimi For Coding", "https://api.kimi.com/coding/v1", "KIMI_API_KEY KIMI_CODING_API_KEY", wire="anthropic", aliases="kimi-coding"),
+    _p("kuae-cloud-coding-plan", "KUAE Cloud Coding Plan", "https://coding-plan-endpoint.kuaecloud.net/v1", "KUAE_API_KEY"),
+    _p("lambda", "Lambda AI", "https://api.lambda.ai/v1", "LAMBDA_API_KEY", aliases="lambda_ai lambda-ai"),
+    _p("lemonfox", "Lemonfox", "https://api.lemonfox.ai/v1", "LEMONFOX_API_KEY", aliases="lemonfox-ai"),
+    _p("libertai", "LibertAI", "https://api.libertai.io/v1", "LIBERTAI_API_KEY"),
+    _p("lilac", "Lilac", "https://api.getlilac.com/v1", "LILAC_API_KEY"),
+    _p("lingyi", "01.AI", "https://api.lingyiwanwu.com/v1", "LINGYI_API_KEY", aliases="01-ai yi"),
+    _p("llamagate", "LlamaGate", "https://api.llamagate.dev/v1", "LLAMAGATE_API_KEY"),
+    _p("llmgateway", "LLM Gateway", "https://api.llmgateway.io/v1", "LLMGATEWAY_API_KEY"),
+    _p("llmtr", "LLMTR", "https://llmtr.com/v1", "LLMTR_API_KEY"),
+    _p("lucidquery", "LucidQuery", "https://api.lucidquery.com/v1", "LUCIDQUERY_API_KEY"),
+    _p("meganova", "Meganova", "https://api.meganova.ai/v1", "MEGANOVA_API_KEY"),
+    _p("meta", "Meta", "https://api.meta.ai/v1", "META_API_KEY"),
+    _p("meta-llama", "Meta Llama API", "https://api.llama.com/compat/v1", "LLAMA_API_KEY", aliases="llama meta_llama"),
+    _p("minimax", "MiniMax", "https://api.minimax.io/anthropic/v1", "MINIMAX_API_KEY", wire="anthropic", aliases="minimax-coding-plan"),
+    _p("minimax-cn", "MiniMax (China)", "https://api.minimaxi.com/anthropic/v1", "MINIMAX_API_KEY", wire="anthropic", aliases="minimax-china minimax-cn-coding-plan", automatic=False),
+    _p("mistral", "Mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", aliases="mistral-ai", models="mistral-large-latest mistral-medium-latest mistral-small-latest mistral-* magistral-* ministral-* pixtral-*"),
+    _p("mixlayer", "Mixlayer", "https://models.mixlayer.ai/v1", "MIXLAYER_API_KEY"),
+    _p("moark", "Moark", "https://moark.com/v1", "MOARK_API_KEY"),
+    _p("modelscope", "ModelScope", "https://api-inference.modelscope.cn/v1", "MODELSCOPE_API_KEY"),
+    _p("moonshot", "Moonshot AI", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY", aliases="moonshotai", models="kimi-*"),
+    _p("moonshot-cn", "Moonshot AI (China)", "https://api.moonshot.cn/v1", "MOONSHOT_API_KEY", aliases="moonshotai-cn", automatic=False),
+    _p("morph", "Morph", "https://api.morphllm.com/v1", "MORPH_API_KEY"),
+    _p("nadir", "Nadir", "https://api.getnadir.com/v1", "NADIR_API_KEY"),
+    _p("nano-gpt", "NanoGPT", "https://nano-gpt.com/api/v1", "NANO_GPT_API_KEY NANOGPT_API_KEY"),
+    _p("nearai", "NEAR AI Cloud", "https://cloud-api.near.ai/v1", "NEARAI_API_KEY"),
+    _p("nebius", "Nebius Token Factory", "https://api.tokenfactory.nebius.com/v1", "NEBIUS_API_KEY", aliases="nebius-ai"),
+    _p("neosantara", "Neosantara", "https://api.neosantara.xyz/v1", "NEOSANTARA_API_KEY"),
+    _p("neuralwatt", "Neuralwatt", "https://api.neuralwatt.com/v1", "NEURALWATT_API_KEY"),
+    _p("nova", "Amazon Nova", "https://api.nova.amazon.com/v1", "NOVA_API_KEY AMAZON_NOVA_API_KEY", aliases="amazon_nova"),
+    _p("novita", "NovitaAI", "https://api.novita.ai/openai", "NOVITA_API_KEY", aliases="novita-ai"),
+    _p("nscale", "Nscale", "https://inference.api.nscale.com/v1", "NSCALE_API_KEY"),
+    _p("nvidia", "NVIDIA NIM", "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY NVIDIA_NIM_API_KEY", aliases="nvidia_nim nvidia-nim"),
+    _p("ollama-cloud", "Ollama Cloud", "https://ollama.com/v1", "OLLAMA_API_KEY"),
+    _p("openai", "OpenAI", "https://api.openai.com/v1", "OPENAI_API_KEY", models="gpt-4o gpt-4o-mini gpt-4.1 gpt-4.1-mini gpt-4.1-nano gpt-5 gpt-5-mini gpt-5-nano o3 o4-mini text-embedding-3-small text-embedding-3-large gpt-* chatgpt-* o1* o3* o4* text-embedding-*"),
+    _p("opencode", "OpenCode Zen", "https://opencode.ai/zen/v1", "OPENCODE_API_KEY", aliases="opencode-zen"),
+    _p("opencode-go", "OpenCode Go", "https://opencode.ai/zen/go/v1", "OPENCODE_API_KEY", automatic=False),
+    _p("openrouter", "OpenRouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    _p("orcarouter", "OrcaRouter", "https://api.orcarouter.ai/v1", "ORCAROUTER_API_KEY"),
+    _p("ovhcloud", "OVHcloud AI Endpoints", "https://oai.endpoints.kepler.ai.cloud.ovh.net/v1", "OVHCLOUD_API_KEY OVH_AI_ENDPOINTS_ACCESS_TOKEN"),
+    _p("parasail", "Parasail", "https://api.parasail.io/v1", "PARASAIL_API_KEY", quirks={"drop": ("store",)}),
+    _p("perplexity", "Perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY PERPLEXITYAI_API_KEY", aliases="perplexity-ai", models="sonar*"),
+    _p("perplexity-agent", "Perplexity Agent", "https://api.perplexity.ai/v1", "PERPLEXITY_API_KEY", wire="responses", automatic=False),
+    _p("pinstripes", "Pinstripes", "https://pinstripes.io/v1", "PINSTRIPES_API_KEY"),
+    _p("pioneer", "Pioneer", "https://api.pioneer.ai/v1", "PIONEER_API_KEY"),
+    _p("poe", "Poe", "https://api.poe.com/v1", "POE_API_KEY"),
+    _p("poolside", "Poolside", "https://inference.poolside.ai/v1", "POOLSIDE_API_KEY"),
+    _p("prism", "Prism", "https://api.prisminference.com/v1", "PRISM_API_KEY"),
+    _p("publicai", "PublicAI", "https://api.publicai.co/v1", "PUBLICAI_API_KEY", quirks={"text_lists": False}),
+    _p("qihang-ai", "QiHang", "https://api.qhaigc.net/v1", "QIHANG_API_KEY"),
+    _p("qiniu", "Qiniu", "https://api.qnaigc.com/v1", "QINIU_API_KEY QINIUCLOUD_API_KEY", aliases="qiniu-ai qiniucloud"),
+    _p("regolo-ai", "Regolo AI", "https://api.regolo.ai/v1", "REGOLO_API_KEY"),
+    _p("reka", "Reka", "https://api.reka.ai/v1", "REKA_API_KEY"),
+    _p("requesty", "Requesty", "https://router.requesty.ai/v1", "REQUESTY_API_KEY"),
+    _p("routing-run", "routing.run", "https://ai.routing.sh/v1", "ROUTING_RUN_API_KEY"),
+    _p("sail", "Sail", "https://api.sailresearch.com/v1", "SAIL_API_KEY"),
+    _p("sakana", "Sakana AI", "https://api.sakana.ai/v1", "SAKANA_API_KEY"),
+    _p("sambanova", "SambaNova", "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY", aliases="samba-nova"),
+    _p("sarvam", "Sarvam AI", "https://api.sarvam.ai/v1", "SARVAM_API_KEY", auth="api-subscription-key"),
+    _p("scaleway", "Scaleway", "https://api.scaleway.ai/v1", "SCALEWAY_API_KEY SCW_SECRET_KEY", automatic=False),
+    _p("scx-ai", "SCX.ai", "https://api.scx.ai/v1", "SCX_API_KEY"),
+    _p("siliconflow", "SiliconFlow", "https://api.siliconflow.com/v1", "SILICONFLOW_API_KEY"),
+    _p("siliconflow-cn", "SiliconFlow (China)", "https://api.siliconflow.cn/v1", "SILICONFLOW_CN_API_KEY SILICONFLOW_API_KEY", automatic=False),
+    _p("stackit", "STACKIT", "https://api.openai-compat.model-serving.eu01.onstackit.cloud/v1", "STACKIT_API_KEY"),
+    _p("stepfun", "StepFun", "https://api.stepfun.com/v1", "STEPFUN_API_KEY"),
+    _p("stepfun-ai", "StepFun AI", "https://api.stepfun.ai/step_plan/v1", "STEPFUN_API_KEY", automatic=False),
+    _p("subconscious", "Subconscious", "https://api.subconscious.dev/v1", "SUBCONSCIOUS_API_KEY"),
+    _p("submodel", "submodel", "https://llm.submodel.ai/v1", "SUBMODEL_INSTAGEN_ACCESS_KEY"),
+    _p("synthetic", "Synthetic", "https://api.synthetic.new/openai/v1", "SYNTHETIC_API_KEY"),
+    _p("tencent", "Tencent", "https://tokenhub-intl.tencentcloudmaas.com/v1", "TENCENT_API_KEY"),
+    _p("tencent-coding-plan", "Tencent Coding Plan (China)", "https://api.lkeap.cloud.tencent.com/coding/v3", "TENCENT_CODING_PLAN_API_KEY"),
+    _p("tencent-tokenhub", "Tencent TokenHub", "https://tokenhub.tencentmaas.com/v1", "TENCENT_TOKENHUB_API_KEY"),
+    _p("tensormesh", "Tensormesh", "https://serverless.tensormesh.ai/v1", "TENSORMESH_INFERENCE_API_KEY"),
+    _p("the-grid-ai", "The Grid AI", "https://api.thegrid.ai/v1", "THEGRIDAI_API_KEY"),
+    _p("tinfoil", "Tinfoil", "https://inference.tinfoil.sh/v1", "TINFOIL_API_KEY"),
+    _p("together", "Together AI", "https://api.together.xyz/v1", "TOGETHER_API_KEY TOGETHERAI_API_KEY", aliases="together-ai together_ai togetherai"),
+    _p("umans-ai", "Umans AI", "https://api.code.umans.ai/v1", "UMANS_AI_API_KEY UMANS_AI_CODING_PLAN_API_KEY", aliases="umans-ai-coding-plan"),
+    _p("upstage", "Upstage", "https://api.upstage.ai/v1/solar", "UPSTAGE_API_KEY"),
+    _p("v0", "v0", "https://api.v0.dev/v1", "V0_API_KEY"),
+    _p("venice", "Venice AI", "https://api.venice.ai/api/v1", "VENICE_API_KEY VENICE_AI_API_KEY", aliases="veniceai venice-ai"),
+    _p("vercel", "Vercel AI Gateway", "https://ai-gateway.vercel.sh/v1", "AI_GATEWAY_API_KEY VERCEL_AI_GATEWAY_API_KEY", aliases="vercel_ai_gateway vercel-ai-gateway"),
+    _p("vivgrid", "Vivgrid", "https://api.vivgrid.com/v1", "VIVGRID_API_KEY"),
+    _p("volcengine", "Volcengine", "https://ark.cn-beijing.volces.com/api/v3", "ARK_API_KEY VOLCENGINE_API_KEY", aliases="ark doubao"),
+    _p("voyage", "Voyage AI (embeddings)", "https://api.voyageai.com/v1", "VOYAGE_API_KEY", aliases="voyageai", models="voyage-*"),
+    _p("vultr", "Vultr", "https://api.vultrinference.com/v1", "VULTR_API_KEY"),
+    _p("wafer", "Wafer", "https://pass.wafer.ai/v1", "WAFER_API_KEY", aliases="wafer.ai"),
+    _p("wandb", "Weights & Biases", "https://api.inference.wandb.ai/v1", "WANDB_API_KEY", automatic=False),
+    _p("xai", "xAI", "https://api.x.ai/v1", "XAI_API_KEY", aliases="x-ai", models="grok-4 grok-3 grok-3-mini grok-*"),
+    _p("xiaomi", "Xiaomi", "https://api.xiaomimimo.com/v1", "XIAOMI_API_KEY XIAOMI_MIMO_API_KEY", aliases="xiaomi_mimo"),
+    _p("xiaomi-token-plan-ams", "Xiaomi Token Plan (Europe)", "https://token-plan-ams.xiaomimimo.com/v1", "XIAOMI_API_KEY", automatic=False),
+    _p("xiaomi-token-plan-cn", "Xiaomi Token Plan (China)", "https://token-plan-cn.xiaomimimo.com/v1", "XIAOMI_API_KEY", automatic=False),
+    _p("xiaomi-token-plan-sgp", "Xiaomi Token Plan (Singapore)", "https://token-plan-sgp.xiaomimimo.com/v1", "XIAOMI_API_KEY", automatic=False),
+    _p("xpersona", "Xpersona", "https://www.xpersona.co/v1", "XPERSONA_API_KEY"),
+    _p("zai", "Z.AI", "https://api.z.ai/api/paas/v4", "ZAI_API_KEY", aliases="z-ai"),
+    _p("zai-coding-plan", "Z.AI Coding Plan", "https://api.z.ai/api/coding/paas/v4", "ZAI_API_KEY ZHIPU_API_KEY", automatic=False, like="zai"),
+    _p("zeldoc", "Zeldoc", "https://api.zeldoc.ai/v1", "ZELDOC_API_KEY"),
+    _p("zenmux", "ZenMux", "https://zenmux.ai/api/v1", "ZENMUX_API_KEY"),
+    _p("zhipu", "Zhipu AI", "https://open.bigmodel.cn/api/paas/v4", "ZHIPU_API_KEY", aliases="zhipuai", like="zai"),
+    _p("zhipu-coding-plan", "Zhipu AI Coding Plan", "https://open.bigmodel.cn/api/coding/paas/v4", "ZHIPU_API_KEY", aliases="zhipu-coding zhipuai-coding-plan", automatic=False, like="zai"),
 )
 
-CATALOGUE: Final[Mapping[str, Provider]] = {provider.id: provider for provider in _ALL}
+_CLOUDS: Final = (
+    _p("azure", "Azure OpenAI", "https://{resource}.openai.azure.com", "AZURE_API_KEY AZURE_OPENAI_API_KEY",
+       wire="azure", aliases="azure-openai azure_openai"),
+    _p("azure-cognitive-services", "Azure Cognitive Services", "https://{resource}.cognitiveservices.azure.com",
+       "AZURE_COGNITIVE_SERVICES_API_KEY", wire="azure", like="azure",
+       variables={"resource": "AZURE_COGNITIVE_SERVICES_RESOURCE_NAME"}),
+    _p("azure-ai", "Azure AI Foundry (models of others)", "https://{resource}.services.ai.azure.com/models",
+       "AZURE_AI_API_KEY", wire="azure", aliases="azure_ai azure-ai-inference azure-foundry",
+       quirks={"provider": "azure", "max_tokens_field": "max_tokens"},
+       variables={"resource": "AZURE_AI_RESOURCE_NAME AZURE_AI_API_BASE", "api_version": "AZURE_AI_API_VERSION"},
+       others={"claude": "azure-anthropic"}),
+    _p("azure-anthropic", "Azure AI Foundry (Claude)", "https://{resource}.services.ai.azure.com/anthropic/v1",
+       "AZURE_AI_API_KEY ANTHROPIC_FOUNDRY_API_KEY", wire="anthropic", automatic=False,
+       variables={"resource": "AZURE_AI_RESOURCE_NAME AZURE_AI_API_BASE ANTHROPIC_FOUNDRY_RESOURCE"}),
+    # AWS credentials sign where no key is; they commonly serve something else, so only a key serves unasked.
+    _p("bedrock", "Amazon Bedrock", "https://bedrock-runtime.{region}.amazonaws.com", "AWS_BEARER_TOKEN_BEDROCK",
+       wire="bedrock", aliases="amazon-bedrock aws-bedrock bedrock_converse bedrock-europe", key_optional=True),
+    _p("bedrock-mantle", "Amazon Bedrock (OpenAI's API)", "https://bedrock-mantle.{region}.api.aws/v1",
+       "BEDROCK_MANTLE_API_KEY AWS_BEARER_TOKEN_BEDROCK", aliases="bedrock_mantle", automatic=False),
+    _p("cloudflare", "Cloudflare Workers AI", "https://api.cloudflare.com/client/v4/accounts/{account}/ai/v1",
+       "CLOUDFLARE_API_KEY CLOUDFLARE_API_TOKEN", aliases="cloudflare-workers-ai workers-ai", automatic=False,
+       variables={"account": "CLOUDFLARE_ACCOUNT_ID"}),
+    _p("cohere", "Cohere", "https://api.cohere.com", "COHERE_API_KEY CO_API_KEY",
+       wire="cohere", aliases="cohere_chat", models="command-* embed-*"),
+    _p("databricks", "Databricks", "https://{host}/ai-gateway/mlflow/v1", "DATABRICKS_TOKEN DATABRICKS_API_KEY",
+       automatic=False, variables={"host": "DATABRICKS_HOST"}),
+    _p("gemini", "Google Gemini", "https://generativelanguage.googleapis.com/v1beta",
+       "GEMINI_API_KEY GOOGLE_API_KEY GOOGLE_GENERATIVE_AI_API_KEY",
+       wire="gemini", aliases="google google-ai-studio google_ai_studio google-gemini",
+       models="gemini-* gemini-embedding-*"),
+    _p("neon", "Neon", "https://{host}/ai-gateway/mlflow/v1", "NEON_AI_GATEWAY_TOKEN",
+       variables={"host": "NEON_AI_GATEWAY_BASE_URL"}),
+    _p("snowflake", "Snowflake Cortex", "https://{account}.snowflakecomputing.com/api/v2/cortex/v1",
+       "SNOWFLAKE_CORTEX_PAT SNOWFLAKE_JWT", aliases="snowflake-cortex cortex",
+       variables={"account": "SNOWFLAKE_ACCOUNT SNOWFLAKE_ACCOUNT_ID"}),
+    # The key is an OAuth access token, which lives for an hour: from a file that something else renews.
+    _p("vertex", "Google Vertex AI",
+       "https://{location_prefix}aiplatform.googleapis.com/v1/projects/{project}/locations/{location}",
+       "GOOGLE_OAUTH_ACCESS_TOKEN CLOUDSDK_AUTH_ACCESS_TOKEN", wire="vertex", automatic=False, quirks={"vertex": True},
+       aliases="vertex_ai vertex-ai google-vertex google-vertex-ai", others={"claude": "vertex-anthropic"}),
+    _p("vertex-anthropic", "Google Vertex AI (Claude)",
+       "https://{location_prefix}aiplatform.googleapis.com/v1/projects/{project}/locations/{location}",
+       "GOOGLE_OAUTH_ACCESS_TOKEN CLOUDSDK_AUTH_ACCESS_TOKEN", wire="anthropic", auth="bearer", automatic=False,
+       aliases="google-vertex-anthropic vertex_anthropic", quirks={"host": "vertex"}),
+)
+
+# On this machine, at the address that each listens on unless told otherwise.
+_LOCAL: Final = (
+    _p("ollama", "Ollama", "http://127.0.0.1:11434/v1"),
+    _p("ollama-native", "Ollama (its own API)", "http://127.0.0.1:11434", wire="ollama", aliases="ollama_chat"),
+    _p("vllm", "vLLM", "http://127.0.0.1:8000/v1", aliases="hosted_vllm"),
+    _p("sglang", "SGLang", "http://127.0.0.1:30000/v1", like="vllm"),
+    _p("lmstudio", "LM Studio", "http://127.0.0.1:1234/v1", aliases="lm_studio lm-studio"),
+    _p("llamacpp", "llama.cpp server", "http://127.0.0.1:8080/v1", aliases="llama.cpp llama-cpp"),
+    _p("llamafile", "llamafile", "http://127.0.0.1:8080/v1", like="llamacpp"),
+    _p("localai", "LocalAI", "http://127.0.0.1:8080/v1"),
+    _p("jan", "Jan", "http://127.0.0.1:1337/v1", like="llamacpp"),
+    _p("lemonade", "Lemonade", "http://127.0.0.1:8000/api/v1", like="llamacpp"),
+    _p("xinference", "Xinference", "http://127.0.0.1:9997/v1", like="vllm"),
+    _p("docker-model-runner", "Docker Model Runner", "http://127.0.0.1:12434/engines/v1",
+       aliases="docker_model_runner", like="llamacpp"),
+)
+# fmt: on
+
+CATALOGUE: Final[Mapping[str, Provider]] = {
+    provider.id: provider
+    for provider in sorted((*_HOSTED, *_CLOUDS, *_LOCAL), key=lambda provider: provider.id)
+}
+"""By id, in alphabetical order."""
+
+SPELLINGS: Final[Mapping[str, str]] = {
+    alias: provider.id for provider in CATALOGUE.values() for alias in provider.aliases
+}
+"""Other tools' names for them -> ours."""
+
+
+def find(name: str) -> Provider | None:
+    """By id or by another tool's name for it."""
+    return CATALOGUE.get(SPELLINGS.get(name, name))

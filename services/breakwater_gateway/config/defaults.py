@@ -1,9 +1,15 @@
 """The configuration without a file: providers whose keys the environment has, else the simulator."""
 
 from collections.abc import Mapping
+from typing import Final
 
-from breakwater_gateway.config.catalogue import CATALOGUE, Provider
+from breakwater_gateway.config import not_served
+from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.model import Config, Deployment, KeyRef, Model
+from breakwater_gateway.config.provider import Provider, needs
+
+_FIRST: Final = ("openai", "anthropic", "gemini")
+"""Before the others: the first names are what the start shows."""
 
 
 def default_config(environment: Mapping[str, str], *, simulator_url: str) -> Config:
@@ -17,31 +23,53 @@ def default_config(environment: Mapping[str, str], *, simulator_url: str) -> Con
         key = provider.key(environment)
         if key is not None:
             for name in provider.models:
-                models.setdefault(name, _public(name, provider, name, key))
+                models.setdefault(name, _public(name, provider, name, key, environment))
             pattern = f"{provider.id}/*"
-            models[pattern] = _public(pattern, provider, "*", key)
+            models[pattern] = _public(pattern, provider, "*", key, environment)
     if models:
         return Config(models=models)
     return Config(models=_simulated(simulator_url.rstrip("/")), simulator=True)
 
 
 def with_keys(environment: Mapping[str, str]) -> list[Provider]:
-    """The providers that the default configuration serves, in the catalogue's order."""
+    """The providers that the default configuration serves: of what it serves, those that are reachable."""
+    first = [CATALOGUE[id_] for id_ in _FIRST]
+    others = [provider for provider in CATALOGUE.values() if provider.id not in _FIRST]
     return [
         provider
-        for provider in CATALOGUE.values()
-        if provider.automatic and any(environment.get(name) for name in provider.key_variables)
+        for provider in (*first, *others)
+        if provider.automatic
+        and provider.wire in not_served.SERVED_WIRES
+        and any(environment.get(name) for name in provider.key_variables)
+        and _settled(provider, environment)
     ]
 
 
-def _public(name: str, provider: Provider, model: str, key: KeyRef) -> Model:
+def _settled(provider: Provider, environment: Mapping[str, str]) -> bool:
+    """Whether every setting that its URL needs has a value here."""
+    values = dict(provider.params(environment, keyed=True))
+    needed = needs(provider.base_url, provider.wire, provider.auth, keyed=True)
+    for name, optional in needed.items():
+        value = values.get(name, "")
+        here = environment.get(value.name) if isinstance(value, KeyRef) else value
+        if not here and not optional:
+            return False
+    return True
+
+
+def _public(
+    name: str, provider: Provider, model: str, key: KeyRef, environment: Mapping[str, str]
+) -> Model:
     deployment = Deployment(
         id=f"{provider.id}/{model}",
         provider=provider.id,
         model=model,
-        wire="openai",
+        wire=provider.wire,
         base_url=provider.base_url,
         api_keys=(key,),
+        auth=provider.auth,
+        params=provider.params(environment, keyed=True),
+        quirks=provider.quirks,
     )
     return Model(name, (deployment,))
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from breakwater_gateway.config.model import KeyRef
 from breakwater_gateway.config.problems import Path, Report, looks_secret, shown
+from breakwater_gateway.config.provider import Param, places_fault
 from breakwater_gateway.config.yaml_tree import Mapping, Node, Scalar, Sequence
 
 T = TypeVar("T")
@@ -273,7 +274,7 @@ class KeyRefs(Struct, frozen=True):
             _unexpected(node, "env:NAME, file:PATH or a list of them", "a mapping", path, report)
             return None
         if isinstance(node, Scalar):
-            ref = self._one(node, path, report)
+            ref = _key_ref(node, path, report)
             return None if ref is None else (ref,)
         if len(node.items) > self.maximum:
             message = f"at most {self.maximum} keys in a pool; these are {len(node.items)}"
@@ -282,7 +283,7 @@ class KeyRefs(Struct, frozen=True):
         found: list[KeyRef] = []
         good = True
         for index, item in enumerate(node.items):
-            ref = self._one(item, (*path, index), report)
+            ref = _key_ref(item, (*path, index), report)
             if ref is None:
                 good = False
             elif ref in found:
@@ -292,38 +293,44 @@ class KeyRefs(Struct, frozen=True):
                 found.append(ref)
         return tuple(found) if good else None
 
-    def _one(self, node: Node, path: Path, report: Report) -> KeyRef | None:
-        if not isinstance(node, Scalar) or node.is_null:
-            _unexpected(node, "env:NAME or file:PATH", _what(node), path, report)
-            return None
-        source, _, name = node.text.partition(":")
-        if source not in {"env", "file"}:
-            report.add(
-                path,
-                node.line,
-                node.column,
-                "a secret may not stand in the configuration;"
-                " put it in the environment and write env:NAME (or in a file and write file:PATH)",
-            )
-            return None
-        if not _KEY_REF.fullmatch(node.text) or (source == "env" and looks_secret(name)):
-            after = (
-                "the name of an environment variable after env:"
-                if source == "env"
-                else "the path of a file after file:"
-            )
-            report.add(path, node.line, node.column, f"expected {after}, not the secret itself")
-            return None
-        return KeyRef("env" if source == "env" else "file", name)
-
     def schema(self) -> JsonSchema:
         one = {"type": "string", "pattern": f"^{KEY_REF_PATTERN}$"}
         several = {"type": "array", "items": one, "maxItems": self.maximum, "uniqueItems": True}
         return {"anyOf": [one, several]}
 
 
+class Setting(Struct, frozen=True):
+    """A provider's setting: its text, or where it is; a secret only ever the latter."""
+
+    param: Param
+
+    def read(self, node: Node, path: Path, report: Report) -> str | KeyRef | None:
+        reference = "env:NAME or file:PATH"
+        wanted = self.param.expected
+        expected = f"{wanted}, or {reference}" if self.param.pattern else f"{reference} of {wanted}"
+        if not isinstance(node, Scalar) or node.is_null:
+            _unexpected(node, expected, _what(node), path, report)
+            return None
+        if not self.param.pattern or node.text.startswith(("env:", "file:")):
+            return _key_ref(node, path, report)
+        if not re.fullmatch(self.param.pattern, node.text):
+            _unexpected(node, expected, shown(node.text), path, report)
+            return None
+        return node.text
+
+    def schema(self) -> JsonSchema:
+        reference = {"type": "string", "pattern": f"^{KEY_REF_PATTERN}$"}
+        pattern = self.param.pattern
+        if not pattern:
+            return reference
+        forms: list[JsonSchema] = [reference, {"type": "string", "pattern": f"^{pattern}$"}]
+        if re.fullmatch(pattern, "0"):
+            forms.append({"type": "integer", "minimum": 0})
+        return {"anyOf": forms}
+
+
 class Url(Struct, frozen=True):
-    """An http(s) base URL, read without its trailing slashes."""
+    """An http(s) base URL, read without its trailing slashes; settings may stand in braces."""
 
     def read(self, node: Node, path: Path, report: Report) -> str | None:
         expected = "a base URL such as https://host/v1"
@@ -338,6 +345,31 @@ class Url(Struct, frozen=True):
 
     def schema(self) -> JsonSchema:
         return {"type": "string", "pattern": f"^{_URL_PATTERN}$", "maxLength": _URL_MAX}
+
+
+def _key_ref(node: Node, path: Path, report: Report) -> KeyRef | None:
+    if not isinstance(node, Scalar) or node.is_null:
+        _unexpected(node, "env:NAME or file:PATH", _what(node), path, report)
+        return None
+    source, _, name = node.text.partition(":")
+    if source not in {"env", "file"}:
+        report.add(
+            path,
+            node.line,
+            node.column,
+            "a secret may not stand in the configuration;"
+            " put it in the environment and write env:NAME (or in a file and write file:PATH)",
+        )
+        return None
+    if not _KEY_REF.fullmatch(node.text) or (source == "env" and looks_secret(name)):
+        after = (
+            "the name of an environment variable after env:"
+            if source == "env"
+            else "the path of a file after file:"
+        )
+        report.add(path, node.line, node.column, f"expected {after}, not the secret itself")
+        return None
+    return KeyRef("env" if source == "env" else "file", name)
 
 
 def _url_fault(text: str) -> str:
@@ -359,6 +391,8 @@ def _url_fault(text: str) -> str:
         return "a user or password has no place in it; use api_key"
     if not host or port == 0:
         return "its host or port is missing"
+    if fault := places_fault(text):
+        return fault
     for tail in ("/chat/completions", "/embeddings", "/responses", "/messages"):
         if parts.path.rstrip("/").endswith(tail):
             return f"leave out {tail}, which is added"

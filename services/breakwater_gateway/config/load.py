@@ -5,15 +5,16 @@ the values become the structs of `model.py`: providers are resolved, defaults fi
 makes sense together is checked. Reads no file and no secret.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar, cast
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config import table as keys
-from breakwater_gateway.config.catalogue import CATALOGUE
+from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
 from breakwater_gateway.config.kinds import (
     Block,
     Key,
@@ -23,6 +24,7 @@ from breakwater_gateway.config.kinds import (
 )
 from breakwater_gateway.config.model import (
     Auth,
+    AuthScheme,
     BreakerPolicy,
     Config,
     Deployment,
@@ -30,6 +32,7 @@ from breakwater_gateway.config.model import (
     Limits,
     Model,
     Price,
+    QuirkValue,
     RetryPolicy,
     StrategyName,
     Telemetry,
@@ -37,6 +40,7 @@ from breakwater_gateway.config.model import (
     Wire,
 )
 from breakwater_gateway.config.problems import ConfigError, Path, Problem, Report, shown
+from breakwater_gateway.config.provider import PARAMS, Given, Provider, auth_of, needs, settle
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
@@ -90,12 +94,21 @@ def missing_keys(
     users: dict[KeyRef, list[str]] = {}
     for model in config.models.values():
         for deployment in model.deployments:
-            for ref in deployment.api_keys:
+            for ref in (*deployment.api_keys, *_settings(deployment)):
                 users.setdefault(ref, []).append(deployment.id)
     return [
         MissingKey(ref, tuple(ids))
         for ref, ids in users.items()
         if (not environment.get(ref.name) if ref.source == "env" else _unreadable(ref, readable))
+    ]
+
+
+def _settings(deployment: Deployment) -> list[KeyRef]:
+    """References to what the deployment cannot do without."""
+    return [
+        value
+        for name, value in deployment.params
+        if isinstance(value, KeyRef) and not PARAMS[name].optional
     ]
 
 
@@ -111,6 +124,11 @@ class _Host(Struct, frozen=True):
     api_keys: tuple[KeyRef, ...]
     headers: tuple[tuple[str, str], ...] = ()
     http2: bool = True
+    auth: AuthScheme = "bearer"
+    params: Given = {}
+    """Those that the file names."""
+    variables: Mapping[str, tuple[str, ...]] = {}
+    quirks: tuple[tuple[str, QuirkValue], ...] = ()
 
 
 class _Builder:
@@ -124,8 +142,8 @@ class _Builder:
         """How often each provider/model has been made an id, so that a repeat need not be searched."""
 
     def config(self, root: Block) -> Config:
-        for name, entry in (root.get(keys.PROVIDERS) or {}).items():
-            self._hosts[name] = self._own_host(name, entry.value)
+        providers = root.get(keys.PROVIDERS)
+        self._own_hosts(providers or {})
         entries = root.get(keys.MODELS) or {}
         self._claim_ids(entries)
         models = {name: self._model(name, entry) for name, entry in entries.items()}
@@ -138,52 +156,93 @@ class _Builder:
 
     # --- providers ------------------------------------------------------------------------------
 
+    def _own_hosts(self, entries: Mapping[str, Named[Block]]) -> None:
+        spelled: dict[str, str] = {}
+        for name, entry in entries.items():
+            id_ = SPELLINGS.get(name, name)
+            if id_ in spelled:
+                message = f"the same provider as {shown(spelled[id_])}"
+                self._add(("providers", name), (entry.line, entry.column), message)
+            spelled[id_] = name
+            self._hosts[id_] = self._own_host(name, entry.value)
+        for name, entry in entries.items():
+            # What is said of a cloud is meant for all ways into it.
+            known, block = find(name), entry.value
+            if known is not None and not block.has(keys.WIRE) and not block.has(keys.BASE_URL):
+                for _, other in known.others:
+                    if other not in spelled:
+                        self._hosts[other] = self._inheriting(CATALOGUE[other], block, name)
+
     def _own_host(self, name: str, block: Block) -> _Host | None:
         path: Path = ("providers", name)
-        known = CATALOGUE.get(name)
-        if known is None and name in not_served.PROVIDERS:
-            self._add(path, block.mark(), refusal(not_served.PROVIDERS[name], ""))
-            return None
+        known = find(name)
         base_url = block.get(keys.BASE_URL)
-        if base_url is None:
-            if block.has(keys.BASE_URL):
+        if known is not None:
+            if not block.has(keys.WIRE) and not self._served(known.wire, name, path, block.mark()):
                 return None
-            if known is None:
+            return self._inheriting(known, block, name)
+        if base_url is None:
+            if not block.has(keys.BASE_URL):
                 message = '"base_url" is missing: the catalogue does not know this provider'
                 self._add(path, block.mark(), message)
-                return None
-            base_url = known.base_url
-        usual = known.key(self._environment) if known else None
-        inherited = _Host(
-            wire=cast("Wire", block.get(keys.WIRE) or "openai"),
-            base_url=known.base_url if known else base_url,
-            api_keys=(usual,) if usual else (),
-        )
+            return None
+        wire = cast("Wire", block.get(keys.WIRE) or "openai")
+        return self._described(_Host(wire, base_url, (), auth=auth_of(wire)), block, path)
+
+    def _inheriting(self, known: Provider, block: Block, name: str) -> _Host | None:
+        """A provider of the catalogue, with what the file says of it."""
+        if block.has(keys.BASE_URL) and block.get(keys.BASE_URL) is None:
+            return None
+        wire = cast("Wire", block.get(keys.WIRE) or known.wire)
+        host = self._known_host(known)
+        if wire != known.wire:
+            host = structs.replace(host, wire=wire, auth=auth_of(wire))
+        return self._described(host, block, ("providers", name))
+
+    def _known_host(self, known: Provider) -> _Host:
+        key = known.key(self._environment)
         return _Host(
-            wire=inherited.wire,
-            base_url=base_url,
-            api_keys=self._api_keys(path, block, inherited, base_url),
-            headers=block.get(keys.HEADERS) or (),
-            http2=_or(block.get(keys.HTTP2), True),
+            wire=known.wire,
+            base_url=known.base_url,
+            api_keys=(key,) if key else (),
+            auth=known.auth,
+            variables=dict(known.variables),
+            quirks=known.quirks,
         )
 
-    def _host(self, name: str, path: Path, at: tuple[int, int]) -> _Host | None:
-        if name in self._hosts:
-            return self._hosts[name]
-        known = CATALOGUE.get(name)
+    def _described(self, host: _Host, block: Block, path: Path) -> _Host:
+        """`host` with what its block says on top."""
+        base_url = block.get(keys.BASE_URL) or host.base_url
+        own = keys.quirks_of(block.get(keys.QUIRKS) or _EMPTY)
+        return structs.replace(
+            host,
+            base_url=base_url,
+            api_keys=self._api_keys(path, block, host, base_url),
+            headers=block.get(keys.HEADERS) or (),
+            http2=_or(block.get(keys.HTTP2), True),
+            auth=cast("AuthScheme", block.get(keys.AUTH_SCHEME) or host.auth),
+            params=keys.settings_of(block),
+            quirks=tuple((dict(host.quirks) | own).items()),
+        )
+
+    def _host(self, id_: str, path: Path, at: tuple[int, int]) -> _Host | None:
+        if id_ in self._hosts:
+            return self._hosts[id_]
+        known = CATALOGUE.get(id_)
         if known is not None:
-            key = known.key(self._environment)
-            host = _Host("openai", known.base_url, (key,) if key else ())
-            self._hosts[name] = host
-            return host
-        if name in not_served.PROVIDERS:
-            message = refusal(f"{not_served.PROVIDERS[name]} (provider {name})", "")
-            self._add(path, at, message)
-            return None
-        close = self._report.nearest(name, [*self._hosts, *CATALOGUE])
+            served = self._served(known.wire, id_, path, at)
+            self._hosts[id_] = self._known_host(known) if served else None
+            return self._hosts[id_]
+        close = self._report.nearest(id_, [*self._hosts, *CATALOGUE, *SPELLINGS])
         mend = f'did you mean "{close}"?' if close else 'describe it under "providers"'
-        self._add(path, at, f"unknown provider {shown(name)}; {mend}")
+        self._add(path, at, f"unknown provider {shown(id_)}; {mend}")
         return None
+
+    def _served(self, wire: Wire, name: str, path: Path, at: tuple[int, int]) -> bool:
+        if wire in not_served.SERVED_WIRES:
+            return True
+        self._add(path, at, refusal(f"{not_served.WIRES[wire]} (provider {name})", ""))
+        return False
 
     def _api_keys(
         self, path: Path, block: Block, inherited: _Host, base_url: str
@@ -267,25 +326,23 @@ class _Builder:
         model_path, at = (*path, keys.MODEL.name), block.mark(keys.MODEL)
         provider, slash, model = text.partition("/")
         if not slash or not provider or not model:
-            example = (
-                f"openai/{text}" if not slash and provider not in CATALOGUE else "openai/gpt-4o"
-            )
+            example = f"openai/{text}" if not slash and find(provider) is None else "openai/gpt-4o"
             message = f"expected provider/model, such as {shown(example)}, not {shown(text)}"
             self._add(model_path, at, message)
             return None
-        if "*" in model and model != "*":
-            self._add(
-                model_path, at, f"expected the model's whole name or * alone, not {shown(text)}"
-            )
-        elif model == "*" and not name.endswith("*"):
+        if "*" in model[:-1]:
+            self._add(model_path, at, f"* stands only at the end of a model, not {shown(text)}")
+        elif model.endswith("*") and not name.endswith("*"):
             message = (
                 f"{shown(text)} passes on what the caller named, so the name above must end in *"
             )
             self._add(model_path, at, message)
+        provider = self._way_in(provider, model)
         host = self._host(provider, model_path, at)
         if host is None:
             return None
         base_url = block.get(keys.BASE_URL) or host.base_url
+        api_keys = self._api_keys(path, block, host, base_url)
         price, headers = block.get(keys.PRICE), block.get(keys.HEADERS)
         context_window, max_output = block.get(keys.CONTEXT_WINDOW), block.get(keys.MAX_OUTPUT)
         if context_window is not None and max_output is not None and max_output > context_window:
@@ -297,7 +354,7 @@ class _Builder:
             model=model,
             wire=host.wire,
             base_url=base_url,
-            api_keys=self._api_keys(path, block, host, base_url),
+            api_keys=api_keys,
             weight=_or(block.get(keys.WEIGHT), 1),
             order=block.get(keys.ORDER) or 0,
             region=block.get(keys.REGION) or "",
@@ -315,7 +372,53 @@ class _Builder:
             ),
             http2=_or(block.get(keys.HTTP2), host.http2),
             headers=tuple((dict(host.headers) | dict(headers or ())).items()),
+            auth=host.auth,
+            params=self._params(block, path, host, base_url, keyed=bool(api_keys)),
+            quirks=host.quirks,
         )
+
+    def _way_in(self, provider: str, model: str) -> str:
+        """The provider's id; of a cloud with several dialects, the way to that model."""
+        known = find(provider)
+        if known is None:
+            return provider
+        host = self._hosts.get(known.id)
+        if host is None or (host.wire, host.base_url) == (known.wire, known.base_url):
+            for prefix, other in known.others:
+                if model.startswith(prefix):
+                    return other
+        return known.id
+
+    def _params(
+        self, block: Block, path: Path, host: _Host, base_url: str, *, keyed: bool
+    ) -> tuple[tuple[str, str | KeyRef], ...]:
+        """What the deployment's settings come to: its own, its provider's, the usual variables'."""
+        own = keys.settings_of(block)
+        needed = needs(base_url, host.wire, host.auth, keyed=keyed)
+        section = block.get(keys.SETTINGS_OF) or _EMPTY
+        for key in keys.SETTINGS:
+            if section.has(key) and key.name not in needed:
+                used = ", ".join(needed) or "none"
+                message = f"nothing uses it; of this provider these are used: {used}"
+                self._add((*path, "params", key.name), section.mark(key), message)
+        given = {**host.params, **own}
+        if "region" in needed and "region" not in given and block.has(keys.REGION):
+            region = block.get(keys.REGION) or ""
+            if re.fullmatch(PARAMS["region"].pattern, region):
+                given["region"] = region
+            elif region:
+                message = (
+                    f"expected {PARAMS['region'].expected}, since the URL names it;"
+                    " for another label write params: {region: ...}"
+                )
+                self._add((*path, "region"), block.mark(keys.REGION), message)
+        found, missing = settle(needed, given, host.variables, self._environment)
+        unreadable = {key.name for key in keys.SETTINGS if section.has(key)}
+        for name in missing:
+            if name not in unreadable:
+                message = f'"{name}" is missing: {PARAMS[name].expected}, which {base_url} needs'
+                self._add((*path, "params"), section.mark(), message)
+        return found
 
     def _made_id(self, base: str, path: Path, at: tuple[int, int]) -> str:
         count = self._made.get(base, 0) + 1

@@ -52,8 +52,6 @@ VALUES: Final[dict[str, dict[str, str]]] = {
         "priority": "the strategy priority",
     },
     "auth.mode": {"keys": "the mode keys"},
-    "providers.*.wire": {
-        wire: name for wire, name in WIRES.items() if wire not in SERVED_WIRES
-    },
+    "providers.*.wire": {wire: name for wire, name in WIRES.items() if wire not in SERVED_WIRES},
 }
 """By key, then value: what to call it."""

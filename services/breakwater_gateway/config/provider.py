@@ -127,9 +127,11 @@ class Provider(Struct, frozen=True):
             return None
         return KeyRef("env", self.key_variables[0])
 
-    def params(self, environment: Mapping[str, str]) -> tuple[tuple[str, str | KeyRef], ...]:
-        """Of a deployment that says nothing itself."""
-        needed = needs(self.base_url, self.wire, self.auth, keyed=bool(self.key(environment)))
+    def params(
+        self, environment: Mapping[str, str], *, keyed: bool
+    ) -> tuple[tuple[str, str | KeyRef], ...]:
+        """Of a deployment that says nothing itself; `keyed` if it has a key."""
+        needed = needs(self.base_url, self.wire, self.auth, keyed=keyed)
         return settle(needed, {}, dict(self.variables), environment)[0]
 
 

@@ -8,6 +8,7 @@ import yaml
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price
+from breakwater_gateway.config.provider import Provider, auth_of
 
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -15,14 +16,14 @@ Plain = dict[str, object]
 
 
 def effective(config: Config) -> Plain:
-    """The shape of `breakwater.yaml`. Deployments say everything themselves; of providers only those
-    outside the catalogue are named, for the file to load again."""
+    """The shape of `breakwater.yaml`. Deployments say everything themselves but what belongs to a provider;
+    of providers only those are named that the catalogue does not know, or not so."""
     data: Plain = {"models": {name: _model(model) for name, model in config.models.items()}}
     providers: Plain = {}
     for model in config.models.values():
         for each in model.deployments:
-            if each.provider not in CATALOGUE:
-                providers.setdefault(each.provider, {"wire": each.wire, "base_url": each.base_url})
+            if each.provider not in providers and (said := _provider(each)):
+                providers[each.provider] = said
     if providers:
         data["providers"] = providers
     data["auth"] = {"mode": config.auth.mode}
@@ -43,6 +44,26 @@ def to_yaml(config: Config) -> str:
         effective(config), Dumper=_DUMPER, sort_keys=False, default_flow_style=False, width=10**6
     )
     return text
+
+
+def _provider(deployment: Deployment) -> Plain:
+    """What the file must say of a deployment's provider."""
+    known = CATALOGUE.get(deployment.provider)
+    said: Plain = {}
+    if known is None:
+        known = Provider("", "", "", wire=deployment.wire, auth=auth_of(deployment.wire))
+        said = {"wire": deployment.wire, "base_url": deployment.base_url}
+    elif deployment.wire != known.wire:
+        said = {"wire": deployment.wire}
+    usual_auth = known.auth if deployment.wire == known.wire else auth_of(deployment.wire)
+    if deployment.auth != usual_auth:
+        said["auth"] = deployment.auth
+    if deployment.quirks != known.quirks:
+        said["quirks"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in deployment.quirks
+        }
+    return said
 
 
 def _model(model: Model) -> Plain:
@@ -89,6 +110,11 @@ def _deployment(deployment: Deployment) -> Plain:
         "model": f"{deployment.provider}/{deployment.model}",
         "id": deployment.id,
         "base_url": deployment.base_url,
+        **(
+            {"params": {name: str(value) for name, value in deployment.params}}
+            if deployment.params
+            else {}
+        ),
         "api_key": [str(ref) for ref in deployment.api_keys],
         "weight": deployment.weight,
         "order": deployment.order,

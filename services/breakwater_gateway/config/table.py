@@ -1,6 +1,6 @@
 """Every key of `breakwater.yaml`, once. The loader, the JSON Schema and its tests are made from here."""
 
-from typing import Final
+from typing import Any, Final, get_args
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config.kinds import (
@@ -14,13 +14,15 @@ from breakwater_gateway.config.kinds import (
     MapOf,
     Number,
     Section,
+    Setting,
     Switch,
     Text,
     Url,
     UsdPerMillion,
     Whole,
 )
-from breakwater_gateway.config.model import Limits
+from breakwater_gateway.config.model import AuthScheme, KeyRef, Limits, QuirkValue
+from breakwater_gateway.config.provider import PARAMS
 
 MODELS_MAX: Final = 10_000
 DEPLOYMENTS_MAX: Final = 100
@@ -47,7 +49,9 @@ API_KEY: Final = Key(
     " Default: the provider's usual variable.",
 )
 BASE_URL: Final = Key(
-    "base_url", Url(), "Where the provider's API is; default: its public address."
+    "base_url",
+    Url(),
+    "Where the provider's API is, settings of params in braces; default: its public address.",
 )
 HEADERS: Final = Key("headers", Headers(), "Header fields sent with every call; no secrets.")
 HTTP2: Final = Key("http2", Switch(), "Offer HTTP/2 in TLS; default true.")
@@ -59,7 +63,11 @@ ID: Final = Key(
 )
 WEIGHT: Final = Key("weight", Whole(0, 1_000_000), "Share of requests; default 1, 0 for none.")
 ORDER: Final = Key("order", Whole(0, 1_000), "Lower is tried first; default 0.")
-REGION: Final = Key("region", Text("a region", max_length=128), "A label for the region.")
+REGION: Final = Key(
+    "region",
+    Text("a region", max_length=128),
+    "A label for the region; of a cloud whose URLs name one, that region.",
+)
 POOL: Final = Key(
     "pool", Text("a pool of workers", max_length=128), "Only workers that serve this pool take it."
 )
@@ -70,6 +78,17 @@ RPM: Final = Key("rpm", Whole(1, 1_000_000_000), "The provider's limit of reques
 TPM: Final = Key("tpm", Whole(1, 1_000_000_000_000), "The provider's limit of tokens a minute.")
 CONTEXT_WINDOW: Final = Key("context_window", Whole(1, _TOKENS_MAX), "Tokens in and out together.")
 MAX_OUTPUT: Final = Key("max_output", Whole(1, _TOKENS_MAX), "Tokens out at most.")
+
+SETTINGS: Final[tuple[Key[str | KeyRef], ...]] = tuple(
+    Key(name, Setting(param), f"{param.expected[0].upper()}{param.expected[1:]}.")
+    for name, param in PARAMS.items()
+)
+SETTINGS_OF: Final = Key(
+    "params",
+    Section("params", SETTINGS),
+    "What the provider's URL and way of signing need besides the key: text, env:NAME or file:PATH."
+    " Default: the variables that its own tools read.",
+)
 
 PRICE_INPUT: Final = Key("input", UsdPerMillion(), "USD per million tokens in.", required=True)
 PRICE_OUTPUT: Final = Key("output", UsdPerMillion(), "USD per million tokens out.", required=True)
@@ -91,6 +110,7 @@ DEPLOYMENT: Final = Section(
         RPM,
         TPM,
         BASE_URL,
+        SETTINGS_OF,
         CONTEXT_WINDOW,
         MAX_OUTPUT,
         PRICE,
@@ -155,10 +175,105 @@ LOGICAL_MODEL: Final = Section(
 
 WIRE: Final = Key(
     "wire",
-    Choice(("openai",), not_served.VALUES.get("providers.*.wire", {})),
-    "The dialect it speaks; default openai.",
+    Choice(not_served.SERVED_WIRES, not_served.VALUES.get("providers.*.wire", {})),
+    "The dialect it speaks; default: the catalogue's, else openai.",
 )
-PROVIDER: Final = Section("a provider", (WIRE, BASE_URL, API_KEY, HEADERS, HTTP2))
+AUTH_SCHEME: Final = Key(
+    "auth",
+    Choice(get_args(AuthScheme)),
+    "Where the key goes: after Bearer, in a header of that name, in the query as key; sigv4 signs with"
+    " the AWS credentials of params. Default: what the dialect's hosts take.",
+)
+
+
+def _flag(name: str, text: str) -> Key[bool]:
+    return Key(name, Switch(), text)
+
+
+def _word(name: str, text: str) -> Key[str]:
+    return Key(name, Text("a name", r"[A-Za-z0-9][A-Za-z0-9._-]*", 64), text)
+
+
+def _one_of(name: str, values: tuple[str, ...], text: str) -> Key[str]:
+    return Key(name, Choice(values), text)
+
+
+_PARAMETERS: Final = ListOf[str](
+    Text("a parameter's name", r"[A-Za-z_][A-Za-z0-9_.]*", 64), "a list of parameters", 0, 64
+)
+
+QUIRK_KEYS: Final[tuple[Key[Any], ...]] = (
+    _word("provider", "A provider of the catalogue whose facts apply; default: this one."),
+    # Of hosts that speak OpenAI's dialect.
+    _one_of("max_tokens_field", ("max_tokens", "max_completion_tokens"), "How it names the limit."),
+    _flag("developer_role", "It knows developer messages."),
+    _one_of("reasoning", ("effort", "object", "thinking", "none"), "How reasoning is asked for."),
+    _one_of(
+        "reasoning_field",
+        ("reasoning_content", "reasoning", "parts", "details"),
+        "Where earlier reasoning goes back in.",
+    ),
+    _flag("thoughts_beside", "It counts reasoning tokens beside the completion's."),
+    Key("drop", _PARAMETERS, "Parameters that it refuses: taken out and reported."),
+    Key("only", _PARAMETERS, "The only parameters that it takes."),
+    _flag("top_k", "It takes top_k."),
+    _flag("stream_options", "It takes stream_options."),
+    _word("tool_choice_required", "How it spells tool_choice required."),
+    _flag("allowed_tools", "It takes a tool_choice of allowed_tools."),
+    _flag("json_schema", "It takes a response_format of json_schema."),
+    _one_of(
+        "document_url",
+        ("document_url", "file_url", "file_data"),
+        "How it takes a URL of a document.",
+    ),
+    _flag("video_url", "It takes videos by URL."),
+    _flag("tool_images", "Images may stand in tool results."),
+    _flag("text_lists", "Text may come as a list of parts."),
+    _flag("short_ids", "Its tool call ids are nine letters or digits."),
+    _flag("signatures", "Its tool calls carry thought signatures."),
+    _flag("thinking_blocks", "Its messages carry thinking_blocks."),
+    # Of hosts that speak Anthropic's dialect.
+    _one_of("host", ("vertex", "bedrock"), "Whose paths and versions its Anthropic API has."),
+    _word("anthropic_version", "The version of the body, on hosts that want one there."),
+    _one_of("thinking", ("none", "budget", "both", "adaptive", "level"), "How its models think."),
+    _one_of("sampling", ("all", "one", "none"), "Which of temperature and top_p it takes."),
+    _flag("structured", "It takes schemas for its output."),
+    _flag("system_turns", "It takes system messages within the conversation."),
+    Key("max_output_default", Whole(1, _TOKENS_MAX), "max_tokens where the caller gave none."),
+    # Of hosts that speak Gemini's dialect.
+    _flag("vertex", "It has Vertex AI's paths."),
+    _flag("openapi_schema", "It knows parameters and responseSchema only."),
+    _flag("call_ids", "Calls of functions may have ids."),
+)
+QUIRKS: Final = Key(
+    "quirks", Section("quirks", QUIRK_KEYS), "What sets the host apart from its dialect."
+)
+PROVIDER: Final = Section(
+    "a provider",
+    (WIRE, BASE_URL, API_KEY, AUTH_SCHEME, SETTINGS_OF, QUIRKS, HEADERS, HTTP2),
+)
+
+
+def settings_of(block: Block) -> dict[str, str | KeyRef]:
+    """What the `params` of a block say."""
+    section = block.get(SETTINGS_OF)
+    if section is None:
+        return {}
+    values = {key.name: section.get(key) for key in SETTINGS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def quirks_of(block: Block) -> dict[str, QuirkValue]:
+    """What a block of quirks says."""
+    found: dict[str, QuirkValue] = {}
+    for key in QUIRK_KEYS:
+        value = block.get(key)
+        if isinstance(value, tuple):
+            found[key.name] = tuple(each for each in value if isinstance(each, str))
+        elif value is not None:
+            found[key.name] = value
+    return found
+
 
 # --- the rest -----------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ _HINT_MARGIN_S: Final = 0.5
 def bus_headers(http: Mapping[str, str], body: bytes = b"") -> dict[str, str]:
     """What of an HTTP request's headers goes on the bus."""
     found = {name: value for name, value in http.items() if name.startswith(_OURS)}
-    for name in (h.TRACEPARENT, h.TRACESTATE):
+    for name in (h.TRACEPARENT, h.TRACESTATE, *h.NATIVE):
         if name in http:
             found[name] = http[name]
     # The official SDKs say how long they bear silence. Of an answer in one piece that is its deadline,

@@ -73,6 +73,7 @@ _FIRST_WORKER_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
 _PROBE_EXTRA_S: Final = 5.0
 _CLAIMS_KEPT: Final = 4096
+NATIVE_HEADER_MAX: Final = 2048
 _LOOK_S: Final = 1.0
 _TENANTS_KEPT: Final = 16_384
 
@@ -95,6 +96,7 @@ class _Life:
         "include_usage",
         "model",
         "model_name",
+        "native_headers",
         "options",
         "plan",
         "provider_ms",
@@ -133,6 +135,7 @@ class _Life:
         self.began = began
         self.stream = False
         self.include_usage = False
+        self.native_headers: dict[str, str] = {}
         self.first_token_s = model.timeouts.first_token_s
         self.inbox: Inbox | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -392,6 +395,12 @@ class Router(Actor):
         elif isinstance(asked, ChatRequest):
             life.stream = bool(asked.stream)
             life.include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        if api == "messages":
+            life.native_headers = {
+                name: message.headers[name][:NATIVE_HEADER_MAX]
+                for name in h.NATIVE
+                if name in message.headers
+            }
         if options.first_token_s is not None:
             life.first_token_s = options.first_token_s
         life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
@@ -568,6 +577,7 @@ class Router(Actor):
             epoch=step.candidate.epoch,
             spent_ms=(now - life.began) * 1000,
             provider_ms=life.provider_ms,
+            native_headers=life.native_headers if deployment.wire == "anthropic" else {},
             traceparent=options.traceparent,
             user=options.user,
             org=options.org,
@@ -953,10 +963,11 @@ class Router(Actor):
 
 
 def _provider_model(model: Model, asked: str, deployment: Deployment) -> str:
-    """A wildcard deployment is called by what the caller's name adds to the pattern."""
-    if deployment.model != "*":
+    """A `*` at the end of a deployment's model stands for what the caller's name adds to the pattern."""
+    if not deployment.model.endswith("*"):
         return deployment.model
-    return asked[len(model.name) - 1 :] if model.name.endswith("*") else asked
+    rest = asked[len(model.name) - 1 :] if model.name.endswith("*") else asked
+    return deployment.model[:-1] + rest
 
 
 def _outcome(failure: f.Failure | None, partial: str) -> str:

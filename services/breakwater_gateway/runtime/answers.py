@@ -47,9 +47,8 @@ class _AnthropicError(Struct, frozen=True):
     message: str
 
 
-class _AnthropicBody(Struct, frozen=True):
+class _AnthropicBody(Struct, frozen=True, tag_field="type", tag="error"):
     error: _AnthropicError
-    type: str = "error"
     request_id: str | None = None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 from anyio.abc import TaskGroup
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from breakwater_gateway import __version__
 from breakwater_gateway.config.model import Config, Deployment
+from breakwater_gateway.config.provider import quirks_for
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge, Subscription
@@ -27,7 +28,14 @@ from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_gateway.worker import keys
 from breakwater_gateway.worker.attempt import AttemptClock
-from breakwater_gateway.worker.cost import cost_nano_usd
+from breakwater_gateway.worker.cost import ModelPrice, cost_nano_usd, of_config
+from breakwater_gateway.worker.endpoint import (
+    Endpoint,
+    endpoint,
+    secret_values,
+    secrets_of,
+)
+from breakwater_gateway.worker.exchange import Asked, Exchange, Whole, open_exchange
 from breakwater_gateway.worker.http_client import (
     Answer,
     AnswerTooLarge,
@@ -38,33 +46,37 @@ from breakwater_gateway.worker.http_client import (
     PoolTimeout,
     Prepared,
 )
-from breakwater_gateway.worker.sse import EventTooLarge, SseParser
-from breakwater_gateway.worker.wire import openai
+from breakwater_gateway.worker.prices import shipped
+from breakwater_gateway.worker.wire.bedrock import sigv4
+from breakwater_gateway.worker.wire.dialects import provider_dialect
 from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Started, Work
-from breakwater_protocol.events import AttemptFinished, TargetLoad
+from breakwater_protocol.events import Alert, AttemptFinished, TargetLoad
 
 USER_AGENT: Final = f"breakwater/{__version__}"
+_COMMON_HEADERS: Final = (
+    ("content-type", "application/json"),
+    ("accept", "*/*"),
+    ("user-agent", USER_AGENT),
+)
+_PREPARED_MAX: Final = 4096
 _ERROR_BODY_MAX: Final = 64 * 1024
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
 _STALL_S: Final = 0.25
 _GRACE_S: Final = 0.1
+_UNPRICED_S: Final = 3600.0
+_UNPRICED_MAX: Final = 256
 
 
-class _Asked(Struct):
-    encoding_format: str | None = None
+class _Place(Struct, frozen=True):
+    """A deployment with its secrets resolved: where its calls go and what may not be shown."""
 
-
-_asked = msgspec.json.Decoder(_Asked)
-
-
-class _Endpoint(Struct, frozen=True):
-    prepared: Prepared
-    secret: str
+    endpoint: Endpoint
+    secrets: tuple[str, ...]
 
 
 class _Meters(Struct, frozen=True):
@@ -80,9 +92,11 @@ class _Run:
     __slots__ = (
         "clock",
         "deployment",
+        "exchange",
         "finish_sent",
         "graced",
         "left_at",
+        "price",
         "provider_s",
         "reply",
         "seq",
@@ -104,6 +118,7 @@ class _Run:
             total_s=work.total_s,
         )
         self.deployment: Deployment | None = None
+        self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.stop: f.Failure | None = None
@@ -114,6 +129,7 @@ class _Run:
         """The caller has its terminal message."""
         self.seq = 0
         self.usage: Usage | None = None
+        self.price: ModelPrice | None = None
         self.left_at = now
         """When the call went out to the provider."""
         self.provider_s = 0.0
@@ -140,10 +156,14 @@ class Worker(Actor):
         self._live: dict[str, dict[int, _Run]] = {}
         self._in_flight: dict[str, int] = {}
         self._deployments: dict[str, Deployment] = {}
-        self._endpoints: dict[tuple[str, int, str], _Endpoint] = {}
+        self._places: dict[tuple[str, int, str, str], _Place] = {}
+        self._prepared: dict[tuple[str, tuple[tuple[str, str], ...]], Prepared] = {}
         self._meters: dict[tuple[str, str], _Meters] = {}
         self._subjects: dict[tuple[str, str], str] = {}
         self._subscriptions: list[Subscription] = []
+        self._prices = shipped()
+        self._unpriced: set[tuple[str, str]] = set()
+        self._unpriced_since = 0.0
         self.on_config(context.config, context.config_revision)
 
     # ------------------------------------------------------------ life
@@ -174,7 +194,8 @@ class Worker(Actor):
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
         self._deployments = {d.id: d for m in config.models.values() for d in m.deployments}
-        self._endpoints.clear()
+        self._places.clear()
+        self._prepared.clear()
 
     @property
     def capacity(self) -> int:
@@ -292,39 +313,47 @@ class Worker(Actor):
         if deployment is None:
             return f.WorkerBusy("the worker does not know this deployment yet", retry_after_s=0.1)
         run.deployment = deployment
-        endpoint = self._endpoint(deployment, work)
-        if not isinstance(endpoint, _Endpoint):
-            return endpoint
-        try:
-            body = openai.encode_request(
-                work.body, model=work.provider_model, api=work.api, stream=work.stream
+        run.price = self._price(deployment, work.provider_model)
+        place = self._place(deployment, work)
+        if not isinstance(place, _Place):
+            return place
+        exchange = open_exchange(
+            Asked(
+                api=work.api,
+                stream=work.stream,
+                usage_wanted=work.include_usage,
+                body=work.body,
+                model=work.model,
+                wire=deployment.wire,
+                provider=deployment.provider,
+                provider_model=work.provider_model,
+                quirks=quirks_for(deployment),
+                limit=self.config.limits.answer_bytes,
+                refuse_dropped=work.refuse_dropped,
             )
-        except openai.TooManyFields as error:
-            return f.InvalidRequest(str(error))
-        except (msgspec.MsgspecError, RecursionError):
-            return f.InvalidRequest("the body is not a JSON object of the API's shape")
+        )
+        if isinstance(exchange, f.Failure):
+            return exchange
+        run.exchange = exchange
         clock = self.context.clock
         run.left_at = clock.now()
         answer: Answer | None = None
         try:
-            answer = await self._client.send(
-                endpoint.prepared, body, connect_timeout_s=work.connect_s
-            )
+            answer = await self._send(run, place, exchange)
             run.clock.heard(clock.now())
             if answer.status >= 400:
-                return self._classify(answer, await answer.read(_ERROR_BODY_MAX), endpoint.secret)
-            if work.stream and work.api == "chat":
-                return await self._stream(run, answer, endpoint.secret)
+                body = await answer.read(_ERROR_BODY_MAX)
+                return self._classify(deployment, answer, body, place)
+            if work.stream and work.api != "embeddings":
+                return await self._stream(run, answer, exchange, place)
             run.clock.spoke(clock.now())
-            return self._answer(run, await self._read_whole(run, answer), endpoint.secret)
+            return self._answer(run, exchange, await self._read_whole(run, answer), place)
         except ConnectFailed as error:
             return f.ConnectFailed(f"no connection to the provider: {error.kind}")
         except PoolTimeout:
             return f.Overloaded("every connection to the provider is in use", retry_after_s=1.0)
         except AnswerTooLarge:
             return f.MalformedAnswer("the provider's answer is larger than the gateway accepts")
-        except EventTooLarge:
-            return f.MalformedAnswer("the provider sent an event larger than the gateway accepts")
         except MalformedHttp:
             return f.MalformedAnswer("the provider's answer is not valid HTTP")
         except HttpFailure:
@@ -332,9 +361,45 @@ class Worker(Actor):
         except MessageTooLarge:
             return f.MalformedAnswer("the provider's answer is larger than the bus carries")
         finally:
-            run.provider_s = clock.now() - run.left_at
+            if not run.started:
+                run.provider_s = clock.now() - run.left_at
             if answer is not None:
                 answer.close()
+
+    async def _send(self, run: _Run, place: _Place, exchange: Exchange) -> Answer:
+        call, work = exchange.call, run.work
+        headers = {**dict(call.headers), **work.native_headers} if work.native_headers else None
+        fixed = place.endpoint.headers + (tuple(headers.items()) if headers else call.headers)
+        url = place.endpoint.at(call.path)
+        prepared = self._prepared.get((url, fixed))
+        if prepared is None:
+            if len(self._prepared) >= _PREPARED_MAX:
+                self._prepared.clear()
+            deployment = run.deployment
+            prepared = self._client.prepare(
+                "POST",
+                url,
+                (*_COMMON_HEADERS, *fixed),
+                http2=deployment is None or deployment.http2,
+            )
+            self._prepared[url, fixed] = prepared
+        aws = place.endpoint.aws
+        if aws is None:
+            return await self._client.send(prepared, call.body, connect_timeout_s=work.connect_s)
+        target = urlsplit(url)
+        signed = sigv4.sign(
+            aws.credentials,
+            method="POST",
+            path=target.path,
+            query=target.query,
+            headers=(("host", target.netloc), ("content-type", "application/json")),
+            body_sha256=sigv4.body_hash(call.body),
+            region=aws.region,
+            now=self.context.clock.wall(),
+        )
+        return await self._client.send(
+            prepared, call.body, headers=signed, connect_timeout_s=work.connect_s
+        )
 
     async def _read_whole(self, run: _Run, answer: Answer) -> bytes:
         """The body, with the idle timer moved by everything that arrives."""
@@ -349,12 +414,13 @@ class Worker(Actor):
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _answer(self, run: _Run, body: bytes, secret: str) -> f.Failure | None:
+    def _answer(
+        self, run: _Run, exchange: Exchange, body: bytes, place: _Place
+    ) -> f.Failure | None:
         work = run.work
-        encoding = _asked.decode(work.body).encoding_format if work.api == "embeddings" else None
-        answer = openai.decode_answer(body, api=work.api, encoding=encoding)
-        if not isinstance(answer, openai.Answer):
-            return _without(answer, secret)
+        answer = exchange.answer(body)
+        if not isinstance(answer, Whole):
+            return _without(answer, place.secrets)
         run.usage = answer.usage
         run.provider_s = self.context.clock.now() - run.left_at
         headers = self._facts(run)
@@ -363,44 +429,28 @@ class Worker(Actor):
         run.started = run.finish_sent = True
         return None
 
-    async def _stream(self, run: _Run, answer: Answer, secret: str) -> f.Failure | None:
+    async def _stream(
+        self, run: _Run, answer: Answer, exchange: Exchange, place: _Place
+    ) -> f.Failure | None:
         clock = self.context.clock
-        parser = SseParser(self.config.limits.answer_bytes)
-        reader = openai.ChatStream(usage_wanted=run.work.include_usage)
-        prelude: list[bytes] = []
         ended = False
         while not ended:
             data = await answer.chunk()
             if data is None:
-                events = parser.finish()
-                ended = True
+                read, ended = exchange.end(), True
             else:
                 run.clock.heard(clock.now())
-                events = parser.feed(data)
-            ready: list[bytes] = []
-            failure: f.Failure | None = None
-            for event in events:
-                step = reader.feed(event.data)
-                if not isinstance(step, openai.Step):
-                    failure = _without(step, secret)
-                    break
-                if step.kind == "done":
-                    ended = True
-                    break
-                if step.kind == "content":
-                    ready.append(step.data)
-                elif step.kind == "prelude":
-                    prelude.append(step.data)
-            run.usage = reader.usage
-            if ready:
+                read = exchange.feed(data)
+                ended = read.ended
+            run.usage = exchange.usage
+            if read.lines and exchange.spoke:
                 if not run.started:
                     run.provider_s = clock.now() - run.left_at
                     run.clock.spoke(clock.now())
-                    ready = prelude + ready
-                self._send_chunks(run, ready)
-            if failure is not None:
-                return failure
-        if not reader.whole:
+                self._send_chunks(run, read.lines)
+            if read.failure is not None:
+                return _without(read.failure, place.secrets)
+        if not exchange.whole:
             return f.StreamCut("the provider's stream ended before its finish")
         if not run.started:
             return f.MalformedAnswer("the provider's stream held no answer", provider_status=200)
@@ -435,7 +485,7 @@ class Worker(Actor):
 
     def _facts(self, run: _Run) -> dict[str, str]:
         work = run.work
-        return {
+        facts = {
             h.REQUEST_ID: work.request,
             h.MODEL: quote(work.model),
             h.DEPLOYMENT: work.deployment,
@@ -443,6 +493,11 @@ class Worker(Actor):
             h.CACHE: "bypass",
             h.ATTEMPTS: str(work.attempt),
         }
+        if run.exchange is not None and run.exchange.call.dropped:
+            facts[h.DROPPED_PARAMS] = quote(",".join(run.exchange.call.dropped), safe=",_.[]-")[
+                :500
+            ]
+        return facts
 
     def _totals(self, run: _Run) -> dict[str, str]:
         work = run.work
@@ -454,39 +509,45 @@ class Worker(Actor):
         return {h.COST_USD: usd(self._cost(run)), h.OVERHEAD_MS: f"{overhead_ms:.2f}"}
 
     def _cost(self, run: _Run) -> int | None:
-        return cost_nano_usd(run.usage, run.deployment.price if run.deployment else None)
+        return cost_nano_usd(run.usage, run.price)
+
+    def _price(self, deployment: Deployment, model: str) -> ModelPrice | None:
+        """The configuration's price, else the provider's list price now."""
+        if deployment.price is not None:
+            return of_config(deployment.price)
+        return self._prices.price_of(deployment.provider, model, self.context.clock.wall())
 
     # ------------------------------------------------------------ provider side
 
-    def _endpoint(self, deployment: Deployment, work: Work) -> _Endpoint | f.Failure:
-        place = (deployment.id, work.key, work.api)
-        found = self._endpoints.get(place)
+    def _place(self, deployment: Deployment, work: Work) -> _Place | f.Failure:
+        key = (deployment.id, work.key, work.api, work.provider_model)
+        found = self._places.get(key)
         if found is not None:
             return found
-        secret = ""
-        headers = {"content-type": "application/json", "accept": "*/*", "user-agent": USER_AGENT}
-        headers.update(deployment.headers)
-        if deployment.api_keys:
-            reference = deployment.api_keys[work.key % len(deployment.api_keys)]
-            value = keys.resolve(
-                reference, environment=self._environment, read_file=_read_small_file
-            )
-            if not isinstance(value, str):
-                return value
-            secret = value
-            secrets.register(secret)
-            headers["authorization"] = f"Bearer {secret}"
-        url = deployment.base_url + openai.PATHS[work.api]
-        prepared = self._client.prepare("POST", url, headers.items(), http2=deployment.http2)
-        endpoint = _Endpoint(prepared, secret)
-        self._endpoints[place] = endpoint
-        return endpoint
+        given = secrets_of(
+            deployment, work.key, environment=self._environment, read_file=_read_small_file
+        )
+        if not isinstance(given, dict):
+            return given
+        shown = secret_values(given)
+        for value in shown:
+            secrets.register(value)
+        at = endpoint(deployment, model=work.provider_model, secrets=given, api=work.api)
+        if not isinstance(at, Endpoint):
+            return at
+        if len(self._places) >= _PREPARED_MAX:
+            self._places.clear()
+        place = self._places[key] = _Place(at, shown)
+        return place
 
-    def _classify(self, answer: Answer, body: bytes, secret: str) -> f.Failure:
-        failure = openai.classify(
+    def _classify(
+        self, deployment: Deployment, answer: Answer, body: bytes, place: _Place
+    ) -> f.Failure:
+        dialect = provider_dialect(deployment.wire, deployment.provider)
+        failure = dialect.classify(
             answer.status, answer.headers, body, now=self.context.clock.wall()
         )
-        return _without(failure, secret)
+        return _without(failure, place.secrets)
 
     # ------------------------------------------------------------ reports
 
@@ -566,6 +627,36 @@ class Worker(Actor):
                 traceparent=work.traceparent,
             ),
         )
+        if run.usage is not None and event.cost_nano_usd is None:
+            self._alert_unpriced(run, at)
+
+    def _alert_unpriced(self, run: _Run, at: float) -> None:
+        """Once an hour for each deployment and model, so many of them at most."""
+        work, context = run.work, self.context
+        now = context.clock.now()
+        if now - self._unpriced_since >= _UNPRICED_S:
+            self._unpriced.clear()
+            self._unpriced_since = now
+        place = (work.deployment, work.provider_model)
+        if place in self._unpriced or len(self._unpriced) >= _UNPRICED_MAX:
+            return
+        self._unpriced.add(place)
+        model = work.provider_model[:200]
+        alert = Alert(
+            kind="unpriced",
+            message=f"no price is known for {model} at {work.deployment}: its calls have no cost",
+            at=at,
+            source=f"worker/{context.id}",
+            target=work.target,
+            model=model,
+        )
+        context.bus.publish(
+            context.subjects.alert.at("unpriced"),
+            context.subjects.alert.encode(alert),
+            headers=cloudevents.headers_for(
+                Alert, source=f"worker/{context.id}", at=at, id_=context.clock.new_id("evt_")
+            ),
+        )
 
     def _measure(
         self,
@@ -595,9 +686,11 @@ class Worker(Actor):
             meters.tokens_out.add(usage.output)
 
 
-def _without(failure: f.Failure, secret: str) -> f.Failure:
-    if secret and secret in failure.message:
-        return msgspec.structs.replace(failure, message=keys.scrub(failure.message, secret))
+def _without(failure: f.Failure, shown: tuple[str, ...]) -> f.Failure:
+    for secret in shown:
+        if secret in failure.message:
+            message = keys.scrub(failure.message, secret)
+            failure = msgspec.structs.replace(failure, message=message)
     return failure
 
 

@@ -210,6 +210,11 @@ class Prices:
         self._only: dict[tuple[str, str], ModelPrice | None] = {}
         """Answers that depend neither on the time nor on the tier."""
 
+    @property
+    def cached(self) -> int:
+        """Names whose answer is remembered, `CACHED_MAX` at most."""
+        return len(self._entries)
+
     def price_of(
         self, provider: str, model: str, at: float, service_tier: str = ""
     ) -> ModelPrice | None:

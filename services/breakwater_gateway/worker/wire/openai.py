@@ -10,22 +10,32 @@ Source: OpenAI API reference, "Create chat completion", "Chat completion chunk",
 
 import base64
 import struct
-from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_gateway.worker.wire.openai_chat.errors import classify, not_json
+from breakwater_gateway.worker.wire.openai_chat.usage import WireUsage
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
+
+__all__ = [
+    "FIELDS_MAX",
+    "PATHS",
+    "Answer",
+    "ChatStream",
+    "Step",
+    "TooManyFields",
+    "classify",
+    "decode_answer",
+    "encode_request",
+]
 
 PATHS: Final = {"chat": "/chat/completions", "embeddings": "/embeddings"}
 
 FIELDS_MAX: Final = 256
 """Top-level fields of a request body; OpenAI's own API has some forty."""
-
-_ERROR_TEXT_MAX: Final = 1000
 
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.encode
@@ -58,40 +68,6 @@ def encode_request(body: Raw, *, model: str, api: str, stream: bool) -> bytes:
             given["include_usage"] = _STREAM_TRUE
             fields["stream_options"] = Raw(_encode(given))
     return _encode(fields)
-
-
-# ---------------------------------------------------------------- usage
-
-
-class _PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(Struct):
-    reasoning_tokens: int | None = None
-
-
-class WireUsage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-    def normal(self) -> Usage:
-        """`prompt_tokens` holds the cached ones, `completion_tokens` the reasoning ones."""
-        prompt = max(0, self.prompt_tokens or 0)
-        completion = max(0, self.completion_tokens or 0)
-        cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
-        thought = (
-            self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens
-        ) or 0
-        # Azure reports more cached tokens than prompt tokens on some records.
-        return Usage(
-            input=prompt,
-            output=completion,
-            cache_read=min(max(0, cached), prompt),
-            reasoning=min(max(0, thought), completion),
-        )
 
 
 # ---------------------------------------------------------------- whole answers
@@ -139,7 +115,7 @@ def decode_answer(body: bytes, *, api: str, encoding: str | None = None) -> Answ
     try:
         answer = _chat_answer.decode(body)
     except (msgspec.MsgspecError, RecursionError):
-        return f.MalformedAnswer(_not_json(body), provider_status=200)
+        return f.MalformedAnswer(not_json(body), provider_status=200)
     if answer.error is not UNSET and bytes(answer.error) != b"null":
         return classify(200, {}, body, now=0.0)
     if not answer.choices:
@@ -163,7 +139,7 @@ def _decode_embeddings(body: bytes, encoding: str | None) -> Answer | f.Failure:
         if isinstance(first.embedding, str) != (wanted == "base64"):
             body = _reencode(body, answer.data, wanted)
     except (msgspec.MsgspecError, RecursionError, ValueError, struct.error):
-        return f.MalformedAnswer(_not_json(body), provider_status=200)
+        return f.MalformedAnswer(not_json(body), provider_status=200)
     return Answer(body=body, usage=answer.usage.normal() if answer.usage else None)
 
 
@@ -182,15 +158,6 @@ def _reencode(body: bytes, data: list[Raw], wanted: str) -> bytes:
         items.append({"object": "embedding", "index": item.index, "embedding": vector})
     fields["data"] = Raw(_encode(items))
     return _encode(fields)
-
-
-def _not_json(body: bytes) -> str:
-    start = body.lstrip()[:15].lower()
-    if start.startswith((b"<!doctype", b"<html")):
-        return "the provider answered with an HTML page instead of JSON"
-    if not start:
-        return "the provider answered with an empty body"
-    return "the provider's answer is not the JSON that its API promises"
 
 
 # ---------------------------------------------------------------- streams
@@ -287,93 +254,3 @@ def _says_something(delta: Raw) -> bool:
         name != "role" and bytes(value) not in {b'""', b"null", b"[]", b"{}"}
         for name, value in parts.items()
     )
-
-
-# ---------------------------------------------------------------- failures
-
-
-class _Error(Struct):
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
-    param: str | None = None
-
-
-class _ErrorBody(Struct):
-    error: _Error | str | None = None
-    message: str | None = None
-    detail: Raw | UnsetType = UNSET
-
-
-_error_body = msgspec.json.Decoder(_ErrorBody, strict=False)
-
-_BY_CODE: Final[dict[str, type[f.Failure]]] = {
-    "context_length_exceeded": f.ContextLength,
-    "content_filter": f.ContentFiltered,
-    "content_policy_violation": f.ContentFiltered,
-    "insufficient_quota": f.QuotaExhausted,
-    "billing_hard_limit_reached": f.QuotaExhausted,
-    "rate_limit_exceeded": f.RateLimited,
-    "invalid_api_key": f.KeyRejected,
-    "model_not_found": f.ModelNotFound,
-    "request_too_large": f.RequestOverLimit,
-    "server_error": f.ServerError,
-    "overloaded": f.Overloaded,
-    "overloaded_error": f.Overloaded,
-    "tool_use_failed": f.MalformedToolCall,
-}
-
-_BY_STATUS: Final[dict[int, type[f.Failure]]] = {
-    400: f.InvalidRequest,
-    401: f.KeyRejected,
-    402: f.QuotaExhausted,
-    403: f.KeyForbidden,
-    404: f.ModelNotFound,
-    408: f.ServerError,
-    409: f.ServerError,
-    413: f.RequestOverLimit,
-    422: f.InvalidRequest,
-    429: f.RateLimited,
-    498: f.ContentFiltered,
-    503: f.Overloaded,
-    529: f.Overloaded,
-}
-
-
-def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> f.Failure:
-    """An error answer as one of the closed union: machine code first, then status.
-
-    `now` is Unix time, for Retry-After given as a date. The message is the provider's own, bounded,
-    except where it could quote a key.
-    """
-    try:
-        parsed = _error_body.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        parsed = _ErrorBody(message=_not_json(body))
-    error = parsed.error if isinstance(parsed.error, _Error) else _Error()
-    text = error.message or (parsed.error if isinstance(parsed.error, str) else parsed.message)
-    message = (text or f"the provider answered with status {status}")[:_ERROR_TEXT_MAX]
-    code = str(error.code or "")
-    chosen = _BY_CODE.get(code) or _BY_CODE.get(error.type or "") or _BY_STATUS.get(status)
-    if chosen is None:
-        chosen = f.InvalidRequest if 400 <= status < 500 else f.ServerError
-    if chosen is f.RateLimited and status == 413:
-        chosen = f.RequestOverLimit
-    wait = parse_retry_after(headers, now) if status in {429, 503, 529} or status >= 500 else None
-    seen = code or (error.type or "")
-    shown: int | None = status
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", shown, seen)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", shown, seen)
-    if chosen is f.InvalidRequest:
-        return f.InvalidRequest(message, shown, seen, error.param)
-    if chosen is f.RateLimited:
-        return f.RateLimited(message, shown, seen, wait)
-    if chosen is f.QuotaExhausted:
-        return f.QuotaExhausted(message, shown, seen, wait)
-    if chosen is f.Overloaded:
-        return f.Overloaded(message, shown, seen, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(message, shown, seen, wait)
-    return chosen(message, shown, seen)

@@ -89,20 +89,11 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
     """A message: the provider's own again, or another dialect's first candidate as one."""
     candidate = answer.candidates[0] if answer.candidates else n.Candidate()
     native = answer.dialect == "anthropic"
-    content: list[object] = []
-    for part in candidate.parts:
-        written = b.block(part)
-        if native and isinstance(written, dict):
-            written |= part.extra | part.layout
-        elif not native and isinstance(part, n.Thinking):
-            # Another provider's proof is none here; without one the block is left out when echoed.
-            written = {"type": "thinking", "thinking": part.text, "signature": ""}
-            if not part.text:
-                continue
-        elif not native and isinstance(part, n.ToolCall) and isinstance(written, dict):
-            written["id"] = part.id or f"toolu_{len(content)}"
-        if written is not None and not (not native and isinstance(part, n.Text) and not part.text):
-            content.append(written)
+    content = [
+        written
+        for at, part in enumerate(candidate.parts)
+        if (written := _own_block(part) if native else _block(part, at)) is not None
+    ]
     reason: str | None
     if native:
         reason, sequence = candidate.native or None, candidate.stop_sequence or None
@@ -124,8 +115,30 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
     }
     if native:
         message |= answer.extra
-    message.setdefault("usage", b.written_usage(answer.usage))
+    if not native or answer.usage is not None:
+        message.setdefault("usage", b.written_usage(answer.usage))
     return b.encode(message)
+
+
+def _own_block(part: n.Part) -> object:
+    written = b.block(part)
+    return written | part.extra | part.layout if isinstance(written, dict) else written
+
+
+def _block(part: n.Part, at: int) -> object:
+    """A block of an answer that says what another dialect's part says; None where none does."""
+    match part:
+        case n.Text(text=text) | n.Refusal(text=text):
+            return {"type": "text", "text": text} if text else None
+        case n.Thinking(text=text):
+            # Another provider's proof is none here; without one the block is left out when echoed.
+            return {"type": "thinking", "thinking": text, "signature": ""} if text else None
+        case n.ToolCall():
+            arguments = b.as_input(part.arguments)
+            call_id = part.id or f"toolu_{at}"
+            return {"type": "tool_use", "id": call_id, "name": part.name, "input": arguments}
+        case _:
+            return None
 
 
 def message_id(given: str) -> str:

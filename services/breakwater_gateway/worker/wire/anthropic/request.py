@@ -92,7 +92,7 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
     if len(given.messages) > MESSAGES_MAX:
         raise BadRequest(f"messages: at most {MESSAGES_MAX} messages", "messages")
     layout = b.nulls(others)
-    layout |= {name: raw for name, raw in others.items() if bytes(raw) == b"[]"}
+    layout |= {name: raw for name, raw in others.items() if bytes(raw) in {b"[]", b"{}"}}
     extra = b.rest({name: value for name, value in others.items() if name not in _KNOWN})
     tool_choice, parallel = _tool_choice(given.tool_choice)
     reasoning, form = _output(given, extra, layout)

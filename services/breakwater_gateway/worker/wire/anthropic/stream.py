@@ -305,18 +305,20 @@ class StreamDecoder:
 
     def _message_delta(self, event: _Event, data: bytes, out: list[n.StreamEvent]) -> None:
         self._ensure_begun(out)
+        delta = event.delta
+        stopped = delta is not None and bool(delta.stop_reason) and not self._finished
+        if stopped:
+            self._close_all(out, whole=True)
         if event.usage is not b.ABSENT:
             self._count(event.usage, out)
-        delta = event.delta
-        if delta is None or not delta.stop_reason or self._finished:
+        if delta is None or not stopped:
             return
         self._finished = True
-        self._close_all(out, whole=True)
         given = b.fields(data)
         extra = {name: raw for name, raw in given.items() if name not in _IN_DELTA_EVENT}
         inner = b.fields(given["delta"])
         extra |= {name: raw for name, raw in inner.items() if name not in _IN_DELTA}
-        native = delta.stop_reason
+        native = delta.stop_reason or ""
         out.append(
             n.Finished(
                 finish=b.FINISH.get(native, "stop"),

@@ -67,7 +67,7 @@ def _snake(name: str) -> str:
     return "".join("_" + letter.lower() if letter.isupper() else letter for letter in name)
 
 
-CAMEL: Final = {_snake(name): name for name in _NAMES if _snake(name) != name}
+CAMEL: Final[dict[str, str]] = {_snake(name): name for name in _NAMES if _snake(name) != name}
 """The fields of requests that have two spellings."""
 
 
@@ -90,6 +90,7 @@ def canonical(value: Any, within: str = "") -> Any:  # noqa: ANN401 - JSON
     if within == "tools":
         return _canonical_tools([value])
     found: dict[str, Any] = {}
+    spelled: str
     for spelled, given in value.items():
         name = CAMEL.get(spelled, spelled)
         kept = canonical([given] if name in _LISTS and isinstance(given, dict) else given, name)
@@ -214,6 +215,6 @@ class Dropped:
     def add(self, name: str) -> None:
         self.names[name] = None
 
-    def extra(self, extra: dict[str, Raw], where: str = "") -> None:
+    def native(self, extra: dict[str, Raw], where: str = "") -> None:
         for name in extra:
             self.names[f"{where}{name}"] = None

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire.gemini.fields import (
@@ -191,7 +191,7 @@ def tool_result(given: dict[str, Raw]) -> tuple[n.ToolResult, bool]:
         call_id=call_id,
         name=name,
         content=content,
-        is_error=_keys(response) == ["error"],
+        is_error=keys(response) == ["error"],
         plain=len(content) == 1,
         extra=_extra(given, "functionResponse", held),
     )
@@ -210,7 +210,8 @@ def _nested(raws: Raw) -> list[n.Part]:
 _part_list: Final = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
 
-def _keys(raw: Raw) -> list[str]:
+def keys(raw: Raw) -> list[str]:
+    """Names of the fields of an object; none of what is no object."""
     try:
         return list(fields(raw))
     except UNREADABLE:
@@ -319,17 +320,21 @@ def encode_part(item: n.Part, dropped: Dropped, *, native: bool) -> Body | Raw |
     if not item.extra or isinstance(written, Raw) or written is None:
         return written
     if not native:
-        dropped.extra(item.extra, "messages.content.")
+        dropped.native(item.extra, "messages.content.")
         return written
     return merged(written, item.extra)
 
 
-_kind_of: Final = msgspec.json.Decoder(msgspec.defstruct("_Kind", [("type", str, "")]))
+class _Kind(Struct):
+    type: str = ""
+
+
+_kind_of: Final = msgspec.json.Decoder(_Kind).decode
 
 
 def _native_kind(raw: Raw) -> str:
     try:
-        found: str = _kind_of.decode(raw).type
+        found = _kind_of(raw).type
     except UNREADABLE:
         return "native"
     return found[:64] or "native"
@@ -346,12 +351,17 @@ def merged(written: Body, extra: n.Extra) -> Body:
     return written
 
 
+def is_base64(signature: str) -> bool:
+    """Clients of this API decode signatures, so what is no base64 cannot be told them."""
+    return _BASE64.fullmatch(signature) is not None
+
+
 def _encode_thinking(item: n.Thinking, dropped: Dropped) -> Body | None:
     if item.redacted:
         dropped.add("messages.content.redacted_thinking")
         return None
     written: Body = {"text": item.text, "thought": True}
-    if item.signature and _BASE64.fullmatch(item.signature):
+    if is_base64(item.signature):
         written["thoughtSignature"] = item.signature
     return written
 
@@ -404,7 +414,7 @@ def encode_result(item: n.ToolResult, dropped: Dropped, *, name: str, native: bo
     text = "\n".join(texts)
     whole = _object(text)
     response: object = whole
-    if whole is None or (item.is_error and "error" not in _keys(whole)):
+    if whole is None or (item.is_error and "error" not in keys(whole)):
         response = {"error" if item.is_error else "output": text if whole is None else whole}
     held: Body = {"name": name, "response": response}
     if item.call_id and not minted(item.call_id):

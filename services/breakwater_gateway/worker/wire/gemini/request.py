@@ -153,9 +153,7 @@ def _turns(given: g.Taken) -> list[n.Turn]:
         # Its role means nothing: the field says what it is.
         system.take("role", g.TEXT)
         found = _parts(system, calls, 0)
-        turns.append(
-            n.Turn(role="system", parts=found, plain=_is_plain(found), extra=system.given)
-        )
+        turns.append(n.Turn(role="system", parts=found, plain=_is_plain(found), extra=system.given))
     contents = given.items("contents")
     if len(contents) > CONTENTS_MAX:
         raise BadRequest(f"contents: at most {CONTENTS_MAX} turns.", "contents")
@@ -168,7 +166,6 @@ _ROLES: Final[dict[str, n.Role]] = {
     "user": "user",
     "model": "assistant",
     "function": "tool",
-    "system": "system",
 }
 
 

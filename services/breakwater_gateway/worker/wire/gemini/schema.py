@@ -173,7 +173,13 @@ class _OpenApi:
         return found
 
     def _keyword(
-        self, name: str, value: Any, found: _Node, depth: int, seen: tuple[str, ...], kind: str
+        self,
+        name: str,
+        value: Any,  # noqa: ANN401 - JSON
+        found: _Node,
+        depth: int,
+        seen: tuple[str, ...],
+        kind: str,
     ) -> None:
         if name in {"type", "anyOf", "oneOf", "nullable"} or name in _QUIET:
             return

@@ -19,7 +19,7 @@ from msgspec import Raw
 
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire.gemini import parts as p
-from breakwater_gateway.worker.wire.gemini.fields import Body, Dropped, encode, fields
+from breakwater_gateway.worker.wire.gemini.fields import Body, Dropped, encode
 from breakwater_gateway.worker.wire.gemini.schema import openapi
 
 STOP_MAX: Final = 5
@@ -44,9 +44,7 @@ def encode_request(request: n.Request, target: n.Target, *, now: float = 0) -> n
     dropped = Dropped()
     body = chat_body(request, target, dropped)
     verb = "streamGenerateContent?alt=sse" if request.stream else "generateContent"
-    return n.Call(
-        path=model_path(target, verb), body=encode(body), dropped=tuple(dropped.names)
-    )
+    return n.Call(path=model_path(target, verb), body=encode(body), dropped=tuple(dropped.names))
 
 
 def model_path(target: n.Target, verb: str) -> str:
@@ -207,7 +205,12 @@ def _choice(choice: n.ToolChoice) -> Body:
 # ---------------------------------------------------------------- callers of other dialects
 
 _GENERATION: Final = re.compile(r"gemini-(?P<major>[0-9]{1,3})(?:[.-]|$)")
-_TIERS: Final = {"default": "standard", "standard": "standard", "flex": "flex", "priority": "priority"}
+_TIERS: Final = {
+    "default": "standard",
+    "standard": "standard",
+    "flex": "flex",
+    "priority": "priority",
+}
 
 
 class _Foreign:
@@ -251,7 +254,7 @@ class _Foreign:
         ):
             if asked:
                 dropped.add(name)
-        dropped.extra(request.extra)
+        dropped.native(request.extra)
 
     # ---- turns
 
@@ -260,7 +263,7 @@ class _Foreign:
         contents: list[tuple[str, list[object]]] = []
         before: n.Role | None = None
         for turn in self._request.turns:
-            self._dropped.extra(turn.extra, "messages.")
+            self._dropped.native(turn.extra, "messages.")
             if turn.name:
                 self._dropped.add("messages.name")
             written = self._parts(turn)
@@ -306,7 +309,7 @@ class _Foreign:
 
     def _call(self, call: n.ToolCall, *, first: bool) -> Body:
         self._names[call.id] = call.name
-        self._dropped.extra(call.extra, "messages.tool_calls.")
+        self._dropped.native(call.extra, "messages.tool_calls.")
         if not call.signature and first and not self._old:
             # Calls that another model made, or whose signature the caller did not keep.
             call = msgspec.structs.replace(call, signature=p.SKIP_SIGNATURE)
@@ -317,7 +320,7 @@ class _Foreign:
     def _result(self, result: n.ToolResult) -> list[object]:
         """Media stand in the response where the model reads them there, else beside it."""
         name = result.name or self._names.get(result.call_id) or "tool"
-        self._dropped.extra(result.extra, "messages.content.")
+        self._dropped.native(result.extra, "messages.content.")
         beside: list[object] = []
         if self._old:
             texts = [part for part in result.content if isinstance(part, n.Text | n.Refusal)]
@@ -334,7 +337,7 @@ class _Foreign:
     # ---- tools
 
     def _tool(self, tool: n.Tool) -> Body:
-        self._dropped.extra(tool.extra, "tools.")
+        self._dropped.native(tool.extra, "tools.")
         if tool.strict:
             self._dropped.add("tools.strict")
         written: Body = {"name": tool.name}
@@ -346,7 +349,7 @@ class _Foreign:
             written["parametersJsonSchema"] = tool.schema
             return written
         schema = self._subset(tool.schema, "tools.parameters.")
-        if "properties" in _keys(schema):
+        if "properties" in p.keys(schema):
             # An object without properties is refused: such a function takes no parameters.
             written["parameters"] = schema
         return written
@@ -358,7 +361,7 @@ class _Foreign:
         return written
 
     def _tool_choice(self, choice: n.ToolChoice) -> Body:
-        self._dropped.extra(choice.extra, "tool_choice.")
+        self._dropped.native(choice.extra, "tool_choice.")
         written = _choice(choice)
         if choice.mode == "auto" and choice.names:
             # Names are taken with ANY and VALIDATED only; the latter leaves the model its choice.
@@ -400,7 +403,7 @@ class _Foreign:
         return config
 
     def _format(self, form: n.OutputFormat) -> Body:
-        self._dropped.extra(form.extra, "response_format.")
+        self._dropped.native(form.extra, "response_format.")
         written: Body = {"responseMimeType": "application/json"}
         if form.schema is None:
             return written
@@ -411,7 +414,7 @@ class _Foreign:
         return written
 
     def _thinking(self, reasoning: n.Reasoning) -> Body:
-        self._dropped.extra(reasoning.extra, "reasoning.")
+        self._dropped.native(reasoning.extra, "reasoning.")
         model = self._target.model
         way = self._target.quirks.get("thinking")
         if way not in {"level", "budget", "none"}:
@@ -448,7 +451,3 @@ class _Foreign:
 def _least(model: str) -> str:
     """The least thinking of a model that takes levels: only the lighter ones know `minimal`."""
     return "LOW" if "-pro" in model else "MINIMAL"
-
-
-def _keys(raw: Raw) -> list[str]:
-    return list(fields(raw))

@@ -31,6 +31,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    minting,
     text_or,
     whole_or,
 )
@@ -46,7 +47,7 @@ from breakwater_gateway.worker.wire.openai_chat.quirks import DEFAULT, Quirks
 from breakwater_gateway.worker.wire.openai_chat.usage import read_usage, wire_usage
 from breakwater_protocol import failures as f
 
-_FINISH: dict[str, Finish] = {
+FINISH: dict[str, Finish] = {
     "stop": "stop",
     "eos": "stop",  # Together
     "end_turn": "stop",
@@ -70,7 +71,7 @@ _OWN_WORDS = frozenset({"stop", "length", "tool_calls", "content_filter", "funct
 
 def finish_of(native: str, *, called: bool) -> Finish:
     """The neutral reason. `called`: the candidate calls tools, which some hosts end with `stop` or nothing."""
-    finish = _FINISH.get(native, "stop")
+    finish = FINISH.get(native, "stop")
     return "tool_calls" if called and finish == "stop" else finish
 
 
@@ -98,10 +99,13 @@ def decode_answer(
     if error is not None and not is_null(error):
         return classify(status, {}, body, now=0)
     ident = text_or(fields.get("id"))
+    model = text_or(fields.get("model"))
+    created = whole_or(fields.get("created"))
+    mint = minting(ident, model, created)
     raw_usage = fields.get("usage")
     try:
         choices = ITEMS.decode(fields.pop("choices", Raw(b"[]")))
-        candidates = [_candidate(raw, number, ident) for number, raw in enumerate(choices)]
+        candidates = [_candidate(raw, number, mint) for number, raw in enumerate(choices)]
     except (*UNREADABLE, BadRequest):
         return f.MalformedAnswer(
             "the provider's answer has not the shape its API promises", provider_status=status
@@ -114,8 +118,8 @@ def decode_answer(
     answer = Answer(
         dialect=quirks.dialect,
         id=ident,
-        model=text_or(fields.get("model")),
-        created=whole_or(fields.get("created")),
+        model=model,
+        created=created,
         candidates=candidates,
         usage=None
         if raw_usage is None or is_null(raw_usage)
@@ -123,8 +127,10 @@ def decode_answer(
         service_tier=text_or(fields.get("service_tier")),
         extra=fields,
     )
-    for name in ("id", "model", "created", "service_tier"):
+    for name in ("id", "model", "created"):
         fields.pop(name, None)
+    if answer.service_tier:
+        del fields["service_tier"]
     return answer
 
 
@@ -136,7 +142,7 @@ class _Failed(Exception):
         self.body = b'{"error":' + bytes(error) + b"}"
 
 
-def _candidate(raw: Raw, number: int, ident: str) -> Candidate:
+def _candidate(raw: Raw, number: int, mint: str) -> Candidate:
     choice = Taken(raw, f"choices[{number}]")
     error = choice.raw("error")
     if error is not None:
@@ -161,9 +167,11 @@ def _candidate(raw: Raw, number: int, ident: str) -> Candidate:
         if refusal is not None and is_text(refusal) and (text := text_or(refusal)):
             del taken.fields["refusal"]
             parts.append(Refusal(text=text))
-        parts += read_tool_calls(taken, mint=f"{ident}_{number}")
+        none_called = taken.fields.get("tool_calls")
+        parts += read_tool_calls(taken, mint=mint, candidate=number)
+        if none_called is not None and bytes(none_called) == b"[]":
+            taken.fields["tool_calls"] = none_called
         rest = taken.fields
-    choice.fields.pop("delta", None)
     choice.fields.pop("index", None)
     native = text_or(choice.fields.pop("finish_reason", None))
     extra = choice.fields
@@ -182,10 +190,10 @@ def _candidate(raw: Raw, number: int, ident: str) -> Candidate:
 
 def reasoning_field(fields: dict[str, Raw]) -> Raw | None:
     """Which field the reasoning came in, where it is not the usual one, so that it is shown there again."""
-    for name, found in (("reasoning_content", None), ("reasoning", Raw(b'"reasoning"'))):
+    for name in ("reasoning_content", "reasoning"):
         raw = fields.get(name)
         if raw is not None and is_text(raw) and bytes(raw) != b'""':
-            return found
+            return Raw(b'"reasoning"') if name == "reasoning" else None
     return Raw(b'"reasoning_details"') if "reasoning_details" in fields else None
 
 
@@ -282,6 +290,8 @@ def _message(candidate: Candidate, *, own: bool) -> Json:
     if thoughts:
         text = "".join(part.text for part in thoughts)
         field = text_or(thoughts[0].extra.get("field")) if own else ""
+        if own:
+            out.update({k: raw for k, raw in thoughts[0].extra.items() if k != "field"})
         if text and field != "reasoning_details":
             out[field or "reasoning_content"] = text
         if not own and any(part.signature or part.redacted for part in thoughts):

@@ -36,20 +36,25 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "too_many_prompt_tokens": f.ContextLength,  # Perplexity
     "content_filter": f.ContentFiltered,
     "content_policy_violation": f.ContentFiltered,
+    "invalid_prompt": f.ContentFiltered,  # OpenAI: flagged as against its usage policy
     "ResponsibleAIPolicyViolation": f.ContentFiltered,  # Azure
     "data_inspection_failed": f.ContentFiltered,  # Alibaba
     "insufficient_quota": f.QuotaExhausted,
     "billing_hard_limit_reached": f.QuotaExhausted,
-    "credit_limit": f.QuotaExhausted,  # Together
+    "exceeded_current_quota_error": f.QuotaExhausted,  # Moonshot
+    "Arrearage": f.QuotaExhausted,  # Alibaba
     "1113": f.QuotaExhausted,  # Z.ai: "insufficient balance"
     "rate_limit_exceeded": f.RateLimited,
     "RateLimitReached": f.RateLimited,  # Azure
     "rate_limited": f.RateLimited,  # Mistral
+    "rate_limit_reached_error": f.RateLimited,  # Moonshot
     "RESOURCE_EXHAUSTED": f.RateLimited,  # Gemini
     "invalid_api_key": f.KeyRejected,
     "authentication_error": f.KeyRejected,
+    "invalid_authentication_error": f.KeyRejected,  # Moonshot
     "UNAUTHENTICATED": f.KeyRejected,
     "permission_denied": f.KeyForbidden,
+    "permission_denied_error": f.KeyForbidden,  # Moonshot
     "model_not_found": f.ModelNotFound,
     "model_not_available": f.ModelNotFound,  # Together
     "model_not_supported": f.ModelNotFound,  # Hugging Face
@@ -63,7 +68,7 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "overloaded": f.Overloaded,
     "overloaded_error": f.Overloaded,
     "service_unavailable": f.Overloaded,
-    "engine_overloaded": f.Overloaded,
+    "engine_overloaded_error": f.Overloaded,  # Moonshot
     "service_tier_capacity_exceeded": f.Overloaded,  # Mistral
     "UNAVAILABLE": f.Overloaded,
     "tool_use_failed": f.MalformedToolCall,  # Groq
@@ -109,13 +114,13 @@ _SENTENCES: Final[tuple[tuple[frozenset[int], re.Pattern[str], _Kind], ...]] = (
         _pattern(r"^prompt too long; exceeded max context length by [0-9]+ tokens"),
         f.ContextLength,
     ),
-    # docs.x.ai, "Debugging errors".
+    # xAI (public issues).
     (
         frozenset({400}),
         _pattern(r"^This model's maximum prompt length is [0-9]+ but the request contains"),
         f.ContextLength,
     ),
-    # Mistral, code 3051.
+    # Mistral (public issues).
     (
         frozenset({400, 422}),
         _pattern(r"^Prompt contains [0-9]+ tokens.*maximum context length"),

@@ -1,5 +1,6 @@
 """JSON objects as their fields: known ones are taken out and typed, the rest stays the bytes it came as."""
 
+import hashlib
 from typing import Final, NoReturn, TypeVar
 
 import msgspec
@@ -111,3 +112,14 @@ def whole_or(raw: Raw | None, default: int = 0) -> int:
         return int(NUMBER.decode(raw))
     except (*UNREADABLE, OverflowError, ValueError):
         return default
+
+
+def minting(ident: str, model: str, created: int) -> str:
+    """What the tool call ids of one answer are made from, where its host gives none."""
+    return f"{ident}|{model}|{created}"
+
+
+def minted(seed: str, candidate: int, number: int) -> str:
+    """An id as OpenAI's look, within its 40 characters; the same for the same answer."""
+    text = f"{seed}|{candidate}|{number}".encode("utf-8", "surrogatepass")
+    return f"call_{hashlib.sha256(text).hexdigest()[:24]}"

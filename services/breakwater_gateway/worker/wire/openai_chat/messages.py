@@ -39,6 +39,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     decode_fields,
     encode,
     is_text,
+    minted,
     refuse,
 )
 from breakwater_gateway.worker.wire.openai_chat.quirks import Quirks
@@ -175,18 +176,22 @@ def read_thinking(taken: Taken) -> list[Part]:
     blocks = taken.raw("thinking_blocks")
     if blocks is not None:
         return [_block(item) for item in _as(ITEMS, blocks, taken.path("thinking_blocks"))]
-    signed, signature, hidden = read_details(taken.fields.get("reasoning_details"))
-    if not text and not signed and not signature:
-        return [Thinking(redacted=item) for item in hidden]
-    return [
-        Thinking(text=text or signed, signature=signature),
-        *(Thinking(redacted=item) for item in hidden),
-    ]
+    details = taken.fields.get("reasoning_details")
+    signed, signature, hidden = read_details(details)
+    parts: list[Part] = [Thinking(redacted=item) for item in hidden]
+    if text or signed or signature:
+        parts.insert(0, Thinking(text=text or signed, signature=signature))
+    if parts and not text and details is not None:
+        # Nothing but the details: they go back with the thought that they are.
+        del taken.fields["reasoning_details"]
+        first = msgspec.structs.replace(parts[0], extra={"reasoning_details": details})
+        return [first, *parts[1:]]
+    return parts
 
 
 def _text(taken: Taken, name: str) -> str:
     raw = taken.fields.get(name)
-    if raw is None or not is_text(raw):
+    if raw is None or not is_text(raw) or bytes(raw) == b'""':
         return ""
     return taken.take(name, TEXT) or ""
 
@@ -225,7 +230,7 @@ def read_details(raw: Raw | None) -> tuple[str, str, list[str]]:
     )
 
 
-def read_tool_calls(taken: Taken, *, mint: str = "") -> list[Part]:
+def read_tool_calls(taken: Taken, *, mint: str = "", candidate: int = 0) -> list[Part]:
     """`tool_calls`, and the `function_call` of before, which has no id.
 
     `mint`: what ids are made from where the host sends none; "" keeps them empty.
@@ -244,7 +249,7 @@ def read_tool_calls(taken: Taken, *, mint: str = "") -> list[Part]:
         signature, rest = _signature(call)
         parts.append(
             ToolCall(
-                id=ident or (f"call_{mint}_{number}" if mint else ""),
+                id=ident or (minted(mint, candidate, number) if mint else ""),
                 name=function.need("name", TEXT),
                 arguments=_arguments(function),
                 signature=signature,
@@ -446,7 +451,10 @@ class Writer:
         if not thoughts:
             return
         field = self.quirks.reasoning_field
-        detailed = self.native and "reasoning_details" in turn.extra
+        details = thoughts[0].extra.get("reasoning_details")
+        detailed = self.native and (details is not None or "reasoning_details" in turn.extra)
+        for part in thoughts:
+            self.extras(out, part.extra, "reasoning")
         if self.quirks.thinking_blocks:
             out["thinking_blocks"] = [thinking_block(part) for part in thoughts]
             return
@@ -454,8 +462,9 @@ class Writer:
             self.drop("messages.reasoning")
             return
         text = "".join(part.text for part in thoughts)
-        if field in {"reasoning_content", "reasoning"} and text:
-            out[field] = text
+        if field in {"reasoning_content", "reasoning"}:
+            if text and not (self.native and details is not None):
+                out[field] = text
         elif field == "details" and not detailed:
             self.drop("messages.reasoning")
         if not detailed and any(part.signature or part.redacted for part in thoughts):

@@ -6,7 +6,7 @@ on a chunk of its own, lists as content, comments, no `[DONE]`.
 
 Extras of events: `Began.extra` holds the first chunk's top-level fields; `Grew.extra` and `Finished.extra`
 those of the choice and, as one object each, those of its `delta` and, where they differ from the beginning's,
-of its `chunk`; `UsageKnown.extra` the provider's `usage` and what else its chunk says. Random padding
+of its `chunk`; a thought's `field` names the one it came in, if not `reasoning_content`; `UsageKnown.extra` the provider's `usage` and what else its chunk says. Random padding
 (`obfuscation`, Mistral's `p`) is left out.
 """
 
@@ -55,6 +55,8 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    minted,
+    minting,
     text_or,
     whole_or,
 )
@@ -169,7 +171,18 @@ class _Candidate:
 class StreamDecoder:
     """Reads a host's stream. Holds one unfinished event and, of unfinished tool calls, the arguments so far."""
 
-    __slots__ = ("_began", "_candidates", "_id", "_over", "_parser", "_prelude", "_quirks", "_top")
+    __slots__ = (
+        "_began",
+        "_candidates",
+        "_id",
+        "_known",
+        "_late",
+        "_over",
+        "_parser",
+        "_prelude",
+        "_quirks",
+        "_top",
+    )
 
     def __init__(self, quirks: Quirks = DEFAULT, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._quirks = quirks
@@ -178,6 +191,7 @@ class StreamDecoder:
         self._began = False
         self._over = False
         self._id = ""
+        self._late: Extra = {}
         self._prelude: Extra = {}
         self._top: Extra = {}
 
@@ -260,9 +274,12 @@ class StreamDecoder:
                     return
         usage = chunk.usage
         if usage is not UNSET and bytes(usage) != b"null":
-            self._usage(usage, data, alone=not choices, out=out)
+            self._usage(usage, data, out)
         elif chunk.x_groq is not UNSET:
             self._groq(chunk.x_groq, out)
+        elif not choices:
+            # A word aside (OpenAI's moderation): it goes with the next event that can carry it.
+            self._late.update(self._changed(_fields(data)))
 
     def _other(self, data: bytes, out: list[StreamEvent]) -> None:
         """What is no chunk: the end mark, padding, or nonsense."""
@@ -273,6 +290,10 @@ class StreamDecoder:
                 if not candidate.finished:
                     # Snowflake never names a reason.
                     self._finish(candidate, "", {}, out)
+            if self._late and self._known is not None:
+                # Said after the usage, which is the last event that can carry it.
+                extra = {**self._known.extra, **self._news({})}
+                out.append(UsageKnown(self._known.usage, extra))
             out.append(Done())
         elif said:
             fields = _fields(said)
@@ -309,7 +330,7 @@ class StreamDecoder:
             self._prelude.update(rest)
             return False
         self._began = True
-        self._id = ident
+        self._id = minting(ident, model, created)
         self._top = rest
         out.append(Began(ident, model, created, {**self._prelude, **rest}))
         return True
@@ -336,10 +357,11 @@ class StreamDecoder:
                 self._malformed(out)
                 return
         if choice.finish_reason:
-            self._finish(candidate, choice.finish_reason, self._last_words(data, candidate), out)
+            last = self._last_words(data, candidate, filtered=not delta)
+            self._finish(candidate, choice.finish_reason, last, out)
 
-    def _last_words(self, data: bytes, candidate: _Candidate) -> Extra:
-        """What the finishing chunk says beside its delta."""
+    def _last_words(self, data: bytes, candidate: _Candidate, *, filtered: bool) -> Extra:
+        """What the finishing chunk says beside its delta. `filtered`: what Azure's filters say, too."""
         fields = _fields(data)
         extra: Extra = {}
         try:
@@ -353,7 +375,8 @@ class StreamDecoder:
                     }
         except UNREADABLE:
             return {}
-        extra.pop("content_filter_results", None)
+        if not filtered:
+            extra.pop("content_filter_results", None)
         news = self._news(fields)
         if news:
             extra["chunk"] = Raw(encode(news))
@@ -362,7 +385,18 @@ class StreamDecoder:
     def _news(self, fields: dict[str, Raw]) -> Extra:
         """Top-level fields that the stream's beginning did not have so. Each is told once."""
         top = self._top
+        late, self._late = self._late, {}
         news = {
+            **late,
+            **self._changed(fields),
+        }
+        if news:
+            self._top = {**top, **news}
+        return news
+
+    def _changed(self, fields: dict[str, Raw]) -> Extra:
+        top = self._top
+        return {
             name: raw
             for name, raw in fields.items()
             if name not in _NOT_NEWS
@@ -370,9 +404,6 @@ class StreamDecoder:
             and bytes(raw) != b"null"
             and (name not in top or bytes(top[name]) != bytes(raw))
         }
-        if news:
-            self._top = {**top, **news}
-        return news
 
     # ------------------------------------------------------------ deltas
 
@@ -471,8 +502,9 @@ class StreamDecoder:
             # An encrypted afterthought: it opens nothing of its own.
             out.append(Grew(candidate.open, extra=extra, candidate=candidate.number))
             return
-        part = Thinking(extra={"field": field}) if field is not None else Thinking()
-        index = self._open(Thinking, part, candidate, out)
+        if field is not None:
+            extra["field"] = field
+        index = self._open(Thinking, Thinking(), candidate, out)
         out.append(Grew(index, text, signature, extra=extra, candidate=candidate.number))
 
     def _listed(self, content: Raw, candidate: _Candidate, out: list[StreamEvent]) -> None:
@@ -537,7 +569,7 @@ class StreamDecoder:
         self._close(candidate, out)
         signature = "" if fragment.extra_content is UNSET else signature_of(fragment.extra_content)
         part = ToolCall(
-            id=ident or f"call_{self._id}_{candidate.number}_{candidate.called}",
+            id=ident or minted(self._id, candidate.number, candidate.called),
             name=function.name or "",
             arguments="",
             signature=signature,
@@ -608,14 +640,12 @@ class StreamDecoder:
 
     # ------------------------------------------------------------ usage
 
-    def _usage(self, raw: Raw, data: bytes, *, alone: bool, out: list[StreamEvent]) -> None:
+    def _usage(self, raw: Raw, data: bytes, out: list[StreamEvent]) -> None:
         usage = read_usage(raw, thoughts_beside=self._quirks.thoughts_beside)
         if usage is None:
             return
-        extra: Extra = {"usage": raw}
-        if alone:
-            extra.update(self._news(_fields(data)))
-        out.append(UsageKnown(usage, extra))
+        self._known = UsageKnown(usage, {"usage": raw, **self._news(_fields(data))})
+        out.append(self._known)
 
     def _groq(self, raw: Raw, out: list[StreamEvent]) -> None:
         """Groq shows usage in an object of its own unless it is asked for."""
@@ -741,10 +771,12 @@ class StreamEncoder:
     ) -> None:
         if not self._began:
             self._begin(Began())
-        head = self._head if not news else encode({**self._top, **news})[:-1]
+        if news:
+            self._top = {**self._top, **news}
+            self._head = encode(self._top)[:-1]
         out.append(
             b'%b,"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]}'
-            % (head, candidate, delta, logprobs, finish, choice)
+            % (self._head, candidate, delta, logprobs, finish, choice)
         )
 
     def _role(self, candidate: int, out: list[bytes]) -> None:
@@ -800,7 +832,10 @@ class StreamEncoder:
                     else b""
                 )
             case Thinking():
-                self._thought(part, event.text, event.signature, candidate, delta, logprobs, out)
+                field = text_or(event.extra.get("field")) if self._own else ""
+                self._thought(
+                    part, event.text, event.signature, candidate, delta, logprobs, out, field=field
+                )
                 return
             case Refusal():
                 said = b'"refusal":' + encode(event.text) if event.text else b""
@@ -820,9 +855,10 @@ class StreamEncoder:
         delta: bytes,
         logprobs: bytes,
         out: list[bytes],
+        *,
+        field: str = "",
     ) -> None:
         fields: Json = {}
-        field = text_or(part.extra.get("field")) if self._own else ""
         if text and field != "reasoning_details":
             fields[field or "reasoning_content"] = text
         if not self._own and (signature or part.redacted):
@@ -866,6 +902,7 @@ def _spread(extra: Extra) -> tuple[bytes, bytes, Extra | None]:
     rest = dict(extra)
     delta = rest.pop("delta", None)
     chunk = rest.pop("chunk", None)
+    rest.pop("field", None)
     return (
         b"" if delta is None else bytes(delta)[1:-1],
         b"," + encode(rest)[1:-1] if rest else b"",

@@ -31,7 +31,6 @@ from breakwater_gateway.worker.wire.responses.items import (
     alone,
     contents,
     item_rest,
-    list_of,
     object_of,
     parts_of_item,
     result,
@@ -107,13 +106,14 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
     model = taken.need("model", TEXT)
     if not model:
         raise BadRequest("'model' is empty.", "model")
-    turns = _turns(taken)
+    turns = _turns(taken, layout)
     form, reasoning = _format(taken), _reasoning(taken)
     logprobs = _include(taken, layout)
+    for name in ("store", "background", "stream"):
+        _default(taken, name, b"false", layout)
     stream = taken.take("stream", FLAG) or False
-    for name, default in (("store", b"false"), ("background", b"false")):
-        _default(taken, name, default, layout)
     _default(taken, "truncation", b'"disabled"', layout)
+    _default(taken, "tools", b"[]", layout)
     return n.Request(
         dialect="responses",
         model=model,
@@ -158,7 +158,7 @@ def _include(taken: Taken, layout: n.Layout) -> bool:
 _HISTORIES: Final = ("previous_response_id", "conversation", "prompt")
 
 
-def _turns(taken: Taken) -> list[n.Turn]:
+def _turns(taken: Taken, layout: n.Layout) -> list[n.Turn]:
     turns: list[n.Turn] = []
     instructions = taken.take("instructions", TEXT)
     if instructions is not None:
@@ -175,6 +175,8 @@ def _turns(taken: Taken) -> list[n.Turn]:
     items = taken.need("input", ITEMS)
     if len(items) > ITEMS_MAX:
         raise BadRequest(f"'input' has {len(items)} items; {ITEMS_MAX} are possible.", "input")
+    if not items:
+        layout["input"] = given
     _items(items, turns)
     return turns
 
@@ -293,9 +295,9 @@ def _choice(taken: Taken) -> n.ToolChoice | None:
         return n.ToolChoice(mode="named", names=[name], extra=given_choice.rest())
     if kind == "allowed_tools":
         names = [_function_name(one) for one in given_choice.need("tools", ITEMS)]
-        mode = given_choice.need("mode", TEXT)
+        forced = given_choice.need("mode", TEXT) == "required"
         if names and all(names) and not given_choice.fields:
-            return n.ToolChoice(mode="required" if mode == "required" else "auto", names=names)
+            return n.ToolChoice(mode="required" if forced else "auto", names=names)
     # A hosted tool: only this dialect can name it.
     return n.ToolChoice(mode="auto", extra={"tool_choice": raw})
 

@@ -1,0 +1,398 @@
+"""One attempt's translation: the caller's body in, the provider's call out, and the answer back.
+
+An exchange hides whether the two speak the same dialect. If they do, bytes pass as they came and are only
+read; if not, they are decoded to the neutral vocabulary and encoded again. Either way the worker sends
+`call`, feeds what arrives, and passes on the lines it is given.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Raw, Struct
+
+from breakwater_gateway.config.model import Wire
+from breakwater_gateway.worker.sse import EventTooLarge, SseParser
+from breakwater_gateway.worker.wire import neutral, openai
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_gateway.worker.wire.dialects import (
+    CALLERS,
+    CallerDialect,
+    ProviderDialect,
+    caller_dialect,
+    provider_dialect,
+)
+from breakwater_protocol import failures as f
+from breakwater_protocol.chat import Usage
+
+
+class Whole(Struct, frozen=True):
+    """A whole answer in the caller's dialect."""
+
+    body: bytes
+    usage: Usage | None
+
+
+class Read(Struct):
+    """What one piece of a stream came to: lines for the caller, and whether it is over."""
+
+    lines: list[bytes]
+    failure: f.Failure | None = None
+    ended: bool = False
+
+
+class Exchange(Protocol):
+    call: neutral.Call
+    usage: Usage | None
+    spoke: bool
+    """Something of the answer itself was among the lines: a role or a ping alone is not it."""
+
+    @property
+    def whole(self) -> bool:
+        """The provider said that the answer is complete."""
+        ...
+
+    def answer(self, body: bytes) -> Whole | f.Failure: ...
+    def feed(self, data: bytes) -> Read: ...
+    def end(self) -> Read: ...
+
+
+class NativeChat:
+    """OpenAI's chat to a host that speaks it: the hot path, chunk for chunk as they came."""
+
+    def __init__(self, call: neutral.Call, *, usage_wanted: bool, limit: int) -> None:
+        self.call = call
+        self.usage: Usage | None = None
+        self.spoke = False
+        self._parser = SseParser(limit)
+        self._reader = openai.ChatStream(usage_wanted=usage_wanted)
+        self._prelude: list[bytes] = []
+
+    @property
+    def whole(self) -> bool:
+        return self._reader.whole
+
+    def answer(self, body: bytes) -> Whole | f.Failure:
+        answer = openai.decode_answer(body, api="chat")
+        if not isinstance(answer, openai.Answer):
+            return answer
+        return Whole(answer.body, answer.usage)
+
+    def feed(self, data: bytes) -> Read:
+        try:
+            events = self._parser.feed(data)
+        except EventTooLarge:
+            return Read([], _too_large())
+        lines: list[bytes] = []
+        reader = self._reader
+        for event in events:
+            step = reader.feed(event.data)
+            if not isinstance(step, openai.Step):
+                return self._read(lines, step)
+            if step.kind == "content":
+                lines.append(step.data)
+            elif step.kind == "prelude":
+                self._prelude.append(step.data)
+            elif step.kind == "done":
+                return self._read(lines, ended=True)
+        return self._read(lines)
+
+    def end(self) -> Read:
+        # What is not terminated by an empty line is no event: the standard drops it, and so do we,
+        # unless a host forgot the last line end of an otherwise whole stream.
+        if self._reader.whole:
+            return Read([], ended=True)
+        lines = []
+        for event in self._parser.finish():
+            step = self._reader.feed(event.data)
+            if isinstance(step, openai.Step) and step.kind == "content":
+                lines.append(step.data)
+        return self._read(lines, ended=True)
+
+    def _read(
+        self, lines: list[bytes], failure: f.Failure | None = None, *, ended: bool = False
+    ) -> Read:
+        self.usage = self._reader.usage
+        if lines and not self.spoke:
+            self.spoke = True
+            lines = self._prelude + lines
+            self._prelude = []
+        return Read(lines, failure, ended)
+
+
+class NativeEmbeddings:
+    """OpenAI's embeddings to a host that speaks them."""
+
+    def __init__(self, call: neutral.Call, *, encoding: str | None) -> None:
+        self.call = call
+        self.usage: Usage | None = None
+        self.spoke = False
+        self.whole = True
+        self._encoding = encoding
+
+    def answer(self, body: bytes) -> Whole | f.Failure:
+        answer = openai.decode_answer(body, api="embeddings", encoding=self._encoding)
+        if not isinstance(answer, openai.Answer):
+            return answer
+        return Whole(answer.body, answer.usage)
+
+    def feed(self, data: bytes) -> Read:
+        del data
+        return Read([], f.MalformedAnswer("embeddings are not streamed"))
+
+    def end(self) -> Read:
+        return Read([], ended=True)
+
+
+class Translated:
+    """Two dialects: through the neutral vocabulary, both ways."""
+
+    def __init__(
+        self,
+        call: neutral.Call,
+        *,
+        provider: ProviderDialect,
+        caller: CallerDialect,
+        model: str,
+        request: neutral.Request,
+    ) -> None:
+        self.call = call
+        self.usage: Usage | None = None
+        self.spoke = False
+        self.whole = False
+        self._provider = provider
+        self._caller = caller
+        self._model = model
+        self._decoder = provider.stream_decoder()
+        self._encoder = caller.stream_encoder(request, provider.name, model)
+        self._held: list[neutral.StreamEvent] = []
+
+    def answer(self, body: bytes) -> Whole | f.Failure:
+        answer = self._provider.decode_answer(body)
+        if not isinstance(answer, neutral.Answer):
+            return answer
+        self.usage = answer.usage
+        return Whole(self._caller.encode_answer(answer, self._model), answer.usage)
+
+    def feed(self, data: bytes) -> Read:
+        return self._events(self._decoder.feed(data))
+
+    def end(self) -> Read:
+        read = self._events(self._decoder.end())
+        read.ended = True
+        return read
+
+    def _events(self, events: list[neutral.StreamEvent]) -> Read:
+        failure: f.Failure | None = None
+        ready: list[neutral.StreamEvent] = []
+        for event in events:
+            if isinstance(event, neutral.Broke):
+                failure = event.failure
+                break
+            if isinstance(event, neutral.UsageKnown):
+                self.usage = event.usage
+            elif isinstance(event, neutral.Finished):
+                self.whole = True
+            ready.append(event)
+            self.spoke = self.spoke or says_something(event)
+        if not self.spoke:
+            self._held += ready
+            return Read([], failure)
+        if self._held:
+            ready = self._held + ready
+            self._held = []
+        done = any(isinstance(event, neutral.Done) for event in ready)
+        return Read(self._encoder.feed(ready), failure, done)
+
+
+class NativeStream:
+    """One dialect on both sides, other than OpenAI's chat: events as they came, read on the way."""
+
+    def __init__(self, call: neutral.Call, *, dialect: ProviderDialect, limit: int) -> None:
+        self.call = call
+        self.usage: Usage | None = None
+        self.spoke = False
+        self.whole = False
+        self._dialect = dialect
+        self._parser = SseParser(limit)
+        self._decoder = dialect.stream_decoder()
+        self._held: list[bytes] = []
+
+    def answer(self, body: bytes) -> Whole | f.Failure:
+        answer = self._dialect.decode_answer(body)
+        if not isinstance(answer, neutral.Answer):
+            return answer
+        self.usage = answer.usage
+        return Whole(body, answer.usage)
+
+    def feed(self, data: bytes) -> Read:
+        try:
+            lines = [_one_line(event.data) for event in self._parser.feed(data) if event.data]
+        except EventTooLarge:
+            return Read([], _too_large())
+        return self._read(lines, self._decoder.feed(data))
+
+    def end(self) -> Read:
+        read = self._read([], self._decoder.end())
+        read.ended = True
+        return read
+
+    def _read(self, lines: list[bytes], events: list[neutral.StreamEvent]) -> Read:
+        failure: f.Failure | None = None
+        for event in events:
+            if isinstance(event, neutral.Broke):
+                failure = event.failure
+            elif isinstance(event, neutral.UsageKnown):
+                self.usage = event.usage
+            elif isinstance(event, neutral.Finished):
+                self.whole = True
+            self.spoke = self.spoke or says_something(event)
+        if failure is not None:
+            # The provider's own error event is not passed on: ours says the same, with the totals.
+            return Read(lines[:-1] if self.spoke else [], failure)
+        lines = [line for line in lines if line != b"[DONE]"]
+        if not self.spoke:
+            self._held += lines
+            return Read([])
+        if self._held:
+            lines = self._held + lines
+            self._held = []
+        return Read(lines)
+
+
+class TranslatedEmbeddings:
+    """OpenAI's embeddings to a host of another dialect."""
+
+    def __init__(
+        self, call: neutral.Call, *, provider: ProviderDialect, request: neutral.Embeddings
+    ) -> None:
+        self.call = call
+        self.usage: Usage | None = None
+        self.spoke = False
+        self.whole = True
+        self._provider = provider
+        self._request = request
+
+    def answer(self, body: bytes) -> Whole | f.Failure:
+        if self._provider.decode_embeddings is None:
+            return f.InvalidRequest("this provider has no embeddings")
+        answer = self._provider.decode_embeddings(body)
+        if not isinstance(answer, neutral.EmbeddingsAnswer):
+            return answer
+        from breakwater_gateway.worker.wire import openai_chat
+
+        body = openai_chat.encode_embeddings_answer(answer, encoding=self._request.encoding)
+        return Whole(body, answer.usage)
+
+    def feed(self, data: bytes) -> Read:
+        del data
+        return Read([], f.MalformedAnswer("embeddings are not streamed"))
+
+    def end(self) -> Read:
+        return Read([], ended=True)
+
+
+class Asked(Struct, frozen=True):
+    """What the caller wants of which host."""
+
+    api: str
+    stream: bool
+    usage_wanted: bool
+    body: Raw
+    model: str
+    """As the caller named it: what answers carry."""
+    wire: Wire
+    provider: str
+    provider_model: str
+    quirks: Mapping[str, object]
+    limit: int
+    """Bytes of one event of a stream."""
+    refuse_dropped: bool = False
+    """Refuse what the provider cannot express, instead of reporting it as dropped."""
+
+
+class _EmbeddingsAsked(Struct):
+    encoding_format: str | None = None
+
+
+_embeddings_asked = msgspec.json.Decoder(_EmbeddingsAsked)
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_HOT: Final = frozenset({"openai"})
+"""Hosts that take OpenAI's bodies as callers write them; Azure and Mistral differ in fields."""
+
+
+def open_exchange(asked: Asked) -> Exchange | f.Failure:
+    """The exchange for one attempt, or why this body cannot be asked of this host."""
+    try:
+        if asked.api == "embeddings":
+            return _embeddings(asked)
+        if asked.api == "chat" and asked.wire in _HOT:
+            body = openai.encode_request(
+                asked.body, model=asked.provider_model, api="chat", stream=asked.stream
+            )
+            call = neutral.Call(openai.PATHS["chat"], body)
+            return NativeChat(call, usage_wanted=asked.usage_wanted, limit=asked.limit)
+        return _dialects(asked)
+    except openai.TooManyFields as error:
+        return f.InvalidRequest(str(error))
+    except BadRequest as error:
+        return f.InvalidRequest(str(error)[:500], param=error.param)
+    except (msgspec.MsgspecError, RecursionError):
+        return f.InvalidRequest("the body is not a JSON object of the API's shape")
+
+
+def _dialects(asked: Asked) -> Exchange | f.Failure:
+    provider = provider_dialect(asked.wire, asked.provider)
+    caller = caller_dialect(asked.api)
+    request = caller.decode_request(bytes(asked.body))
+    request = msgspec.structs.replace(request, stream=asked.stream)
+    target = neutral.Target(asked.provider_model, asked.quirks)
+    call = provider.encode_request(request, target)
+    if call.dropped and asked.refuse_dropped:
+        names = ", ".join(call.dropped[:20])
+        return f.InvalidRequest(f"this model's provider cannot be asked for: {names}")
+    if CALLERS[asked.api] == provider.name and provider.name not in {"openai", "gemini"}:
+        return NativeStream(call, dialect=provider, limit=asked.limit)
+    return Translated(call, provider=provider, caller=caller, model=asked.model, request=request)
+
+
+def _embeddings(asked: Asked) -> Exchange | f.Failure:
+    encoding = _embeddings_asked.decode(asked.body).encoding_format
+    if asked.wire in _HOT:
+        body = openai.encode_request(
+            asked.body, model=asked.provider_model, api="embeddings", stream=False
+        )
+        return NativeEmbeddings(neutral.Call(openai.PATHS["embeddings"], body), encoding=encoding)
+    from breakwater_gateway.worker.wire import openai_chat
+
+    provider = provider_dialect(asked.wire, asked.provider)
+    if provider.encode_embeddings is None:
+        return f.InvalidRequest(f"the {asked.wire} dialect has no embeddings")
+    request = openai_chat.decode_embeddings_request(bytes(asked.body))
+    target = neutral.Target(asked.provider_model, asked.quirks)
+    call = provider.encode_embeddings(request, target)
+    return TranslatedEmbeddings(call, provider=provider, request=request)
+
+
+def says_something(event: neutral.StreamEvent) -> bool:
+    """The first of these is the first token: until then a failure costs the caller nothing."""
+    match event:
+        case neutral.Grew():
+            return True
+        case neutral.PartBegan(part=part):
+            return not isinstance(part, neutral.Text | neutral.Thinking | neutral.Refusal)
+        case neutral.Finished():
+            return True
+        case _:
+            return False
+
+
+def _one_line(data: bytes) -> bytes:
+    # Events travel one a line; a line end in JSON is only ever white space.
+    if b"\n" in data or b"\r" in data:
+        return data.replace(b"\r", b" ").replace(b"\n", b" ")
+    return data
+
+
+def _too_large() -> f.Failure:
+    return f.MalformedAnswer("the provider sent an event larger than the gateway accepts")

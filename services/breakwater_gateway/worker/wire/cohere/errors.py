@@ -1,0 +1,122 @@
+"""Errors of Cohere: status, and `error_type` where the API names one.
+
+A body is `{"id", "message"}`, now and then with `error_type`. Source: Cohere documentation, "Errors";
+recorded traffic; public issues.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Raw
+
+from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_gateway.worker.wire import objects as o
+from breakwater_protocol import failures as f
+
+TEXT_MAX: Final = 1000
+"""Characters of a provider's message that are kept."""
+
+_Kind = type[f.Failure]
+
+_BY_TYPE: Final[dict[str, _Kind]] = {
+    "TOO_MANY_TOKENS": f.ContextLength,
+    "INVALID_TOOL_GENERATION": f.MalformedToolCall,
+}
+
+_BY_STATUS: Final[dict[int, _Kind]] = {
+    400: f.InvalidRequest,
+    401: f.KeyRejected,
+    402: f.QuotaExhausted,
+    403: f.KeyForbidden,
+    404: f.ModelNotFound,
+    413: f.RequestOverLimit,
+    422: f.InvalidRequest,
+    429: f.RateLimited,
+    498: f.ContentFiltered,  # "Invalid Token" in the page's words: blocklisted or unsafe content
+    499: f.ServerError,
+    501: f.InvalidRequest,
+    503: f.Overloaded,
+}
+
+_CONTEXT: Final = re.compile(
+    # Older messages name no `error_type`; "Errors" quotes the sentence.
+    r"^too many tokens:",
+    re.IGNORECASE,
+)
+_MONTH: Final = re.compile(
+    # A trial key's monthly calls are used up, under the same 429 as its minute's ("Errors").
+    r"^You are using a Trial key, which is limited to [0-9]+ API calls / month",
+    re.IGNORECASE,
+)
+_NO_MODEL: Final = re.compile(r"^(?:invalid model id\b|model '[^']{1,200}' (?:not found|was removed))", re.I)
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> f.Failure:
+    """An error answer as one of the closed union: `error_type` first, then status and, once, the sentence."""
+    message, code = read(body)
+    return failure(
+        status,
+        code,
+        message or (_unsaid(status, body)),
+        parse_retry_after(headers, now) if status in {429, 503} or status >= 500 else None,
+    )
+
+
+def failure(status: int, code: str, message: str, wait: float | None) -> f.Failure:
+    chosen = _choose(status, code, message)
+    message, code = message[:TEXT_MAX], code[:200]
+    if chosen is f.KeyRejected:
+        return f.KeyRejected("the provider refused the gateway's key", status, code)
+    if chosen is f.KeyForbidden:
+        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, code)
+    if chosen is f.RateLimited:
+        return f.RateLimited(message, status, code, wait)
+    if chosen is f.QuotaExhausted:
+        return f.QuotaExhausted(message, status, code, wait)
+    if chosen is f.Overloaded:
+        return f.Overloaded(message, status, code, wait)
+    if chosen is f.ServerError:
+        return f.ServerError(message, status, code, wait)
+    return chosen(message, status, code)
+
+
+def _choose(status: int, code: str, message: str) -> _Kind:
+    by_type = _BY_TYPE.get(code)
+    if by_type is not None:
+        return by_type
+    chosen = _BY_STATUS.get(status)
+    if chosen is None:
+        chosen = f.InvalidRequest if 400 <= status < 500 else f.ServerError
+    if chosen is f.InvalidRequest and _CONTEXT.search(message):
+        return f.ContextLength
+    if chosen is f.InvalidRequest and _NO_MODEL.search(message):
+        return f.ModelNotFound
+    if chosen is f.RateLimited and _MONTH.search(message):
+        return f.QuotaExhausted
+    return chosen
+
+
+def read(body: bytes) -> tuple[str, str]:
+    """Message and `error_type` of an error's body."""
+    try:
+        given = o.fields_of(body)
+    except o.UNREADABLE:
+        return "", ""
+    message = _text(given.get("message")) or _text(given.get("error")) or _text(given.get("data"))
+    return message, _text(given.get("error_type"))
+
+
+def _unsaid(status: int, body: bytes) -> str:
+    if body.lstrip()[:1] == b"{":
+        return f"the provider answered with status {status}"
+    return o.not_json(body)
+
+
+def _text(raw: Raw | None) -> str:
+    if raw is None:
+        return ""
+    try:
+        return o.text_of(raw)
+    except o.UNREADABLE:
+        return ""
