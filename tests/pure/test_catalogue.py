@@ -68,7 +68,8 @@ def test_an_entry_is_complete(id_: str) -> None:
     assert bool(provider.key_variables) is not local
     assert not provider.base_url.endswith(("/", "/chat/completions", "/messages"))
     assert not places_fault(provider.base_url)
-    assert provider.name and provider.name.isascii()
+    assert provider.name.isascii()
+    assert provider.name
     needed = needs(provider.base_url, provider.wire, provider.auth, keyed=False)
     assert {name for name, _ in provider.variables} <= set(needed)
     for names in (provider.key_variables, *(names for _, names in provider.variables)):
@@ -185,7 +186,8 @@ def test_bedrock_signs_unless_it_has_a_key() -> None:
         ("aws_secret_access_key", KeyRef("env", "AWS_SECRET_ACCESS_KEY")),
         ("aws_session_token", KeyRef("env", "AWS_SESSION_TOKEN")),
     )
-    keyed = only("model: bedrock/*", AWS_BEARER_TOKEN_BEDROCK="x", AWS_DEFAULT_REGION="y")
+    here = {"AWS_BEARER_TOKEN_BEDROCK": "x", "AWS_DEFAULT_REGION": "y"}
+    keyed = only("model: bedrock/*", **here)
     assert keyed.api_keys == (KeyRef("env", "AWS_BEARER_TOKEN_BEDROCK"),)
     assert keyed.params == (("region", KeyRef("env", "AWS_DEFAULT_REGION")),)
 

@@ -166,6 +166,7 @@ class Translated:
         self._decoder = provider.stream_decoder()
         self._encoder = caller.stream_encoder(request, provider.name, model)
         self._held: list[neutral.StreamEvent] = []
+        self._done = False
 
     def answer(self, body: bytes) -> Whole | f.Failure:
         answer = self._provider.decode_answer(body)
@@ -178,9 +179,20 @@ class Translated:
         return self._events(self._decoder.feed(data))
 
     def end(self) -> Read:
-        read = self._events(self._decoder.end())
+        events = self._decoder.end()
+        if not self._done and self._finished(events):
+            # Some hosts close the connection after the finish instead of saying the last word.
+            events.append(neutral.Done())
+        read = self._events(events)
         read.ended = True
         return read
+
+    def _finished(self, events: list[neutral.StreamEvent]) -> bool:
+        last_words = neutral.Finished | neutral.Done | neutral.Broke
+        said = [event for event in events if isinstance(event, last_words)]
+        if any(not isinstance(event, neutral.Finished) for event in said):
+            return False
+        return self.whole or bool(said)
 
     def _events(self, events: list[neutral.StreamEvent]) -> Read:
         failure: f.Failure | None = None
@@ -201,8 +213,8 @@ class Translated:
         if self._held:
             ready = self._held + ready
             self._held = []
-        done = any(isinstance(event, neutral.Done) for event in ready)
-        return Read(self._encoder.feed(ready), failure, done)
+        self._done = self._done or any(isinstance(event, neutral.Done) for event in ready)
+        return Read(self._encoder.feed(ready), failure, self._done)
 
 
 class NativeStream:

@@ -91,7 +91,7 @@ class _Vector(Struct):
 class _Answer(Struct):
     embedding: list[float] | None = None
     inputTextTokenCount: int | None = None  # noqa: N815 - the API's spelling
-    embeddings: Raw | None = None
+    embeddings: Raw = Raw(o.NULL)
 
 
 _answer: Final = msgspec.json.Decoder(_Answer).decode
@@ -128,9 +128,9 @@ def decode_embeddings(body: bytes, *, status: int = 200) -> n.EmbeddingsAnswer |
 def _read(answer: _Answer) -> list[list[float]]:
     if answer.embedding is not None:
         return [answer.embedding]
-    if answer.embeddings is None:
-        return []
     raw = answer.embeddings
+    if bytes(raw) == o.NULL:
+        return []
     if bytes(raw)[:1] == b"{":
         return _by_type(raw).float or []
     try:

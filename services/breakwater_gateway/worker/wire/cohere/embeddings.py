@@ -57,8 +57,8 @@ class _ByType(Struct):
 
 
 class _Answer(Struct):
-    embeddings: Raw | None = None
-    meta: Raw | None = None
+    embeddings: Raw = Raw(o.NULL)
+    meta: Raw = Raw(o.NULL)
 
 
 _answer: Final = msgspec.json.Decoder(_Answer).decode
@@ -87,8 +87,8 @@ def decode_embeddings(body: bytes, *, status: int = 200) -> n.EmbeddingsAnswer |
     )
 
 
-def _read(raw: Raw | None) -> list[list[float]]:
-    if raw is None or bytes(raw) == o.NULL:
+def _read(raw: Raw) -> list[list[float]]:
+    if bytes(raw) == o.NULL:
         return []
     if bytes(raw)[:1] == b"{":
         return _by_type(raw).float or []

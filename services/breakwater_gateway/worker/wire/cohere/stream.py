@@ -21,6 +21,10 @@ from breakwater_gateway.worker.wire.cohere.messages import plan
 from breakwater_protocol import failures as f
 
 
+# A field of any JSON or none: msgspec reads `Raw | None` as null only.
+_NULL: Final = Raw(o.NULL)
+
+
 class _Content(Struct):
     type: str | None = None
     text: str | None = None
@@ -42,7 +46,7 @@ class _Message(Struct):
     content: _Content | list[Raw] | None = None
     tool_calls: _Call | list[Raw] | None = None
     tool_plan: str | None = None
-    citations: Raw | None = None
+    citations: Raw = _NULL
 
 
 class _Delta(Struct):
@@ -54,7 +58,7 @@ class _Event(Struct):
     index: int = 0
     id: str | None = None
     delta: _Delta | None = None
-    logprobs: Raw | None = None
+    logprobs: Raw = _NULL
 
 
 class _End(Struct):
@@ -209,7 +213,7 @@ class StreamDecoder:
             said = content.text
         else:
             return
-        if event.logprobs is not None:
+        if bytes(event.logprobs) != o.NULL:
             out.append(n.Grew(index, text=said or "", extra={"logprobs": event.logprobs}))
         elif said:
             out.append(n.Grew(index, text=said))
@@ -248,7 +252,7 @@ class StreamDecoder:
 
     def _cite(self, event: _Event, out: list[n.StreamEvent]) -> None:
         citation = _message(event).citations
-        if citation is None:
+        if bytes(citation) == o.NULL:
             return
         open_texts = [index for index, kind in self._open.values() if kind == "text"]
         if open_texts:
