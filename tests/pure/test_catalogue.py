@@ -21,6 +21,7 @@ from breakwater_gateway.config.provider import (
 )
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.config.table import QUIRK_KEYS
+from breakwater_gateway.worker.wire.neutral import Target
 from breakwater_gateway.worker.wire.openai_chat import quirks as openai_quirks
 
 EVERY_WIRE = tuple(not_served.WIRES)
@@ -308,7 +309,7 @@ def test_the_quirks_that_a_file_may_name_are_those_that_the_dialects_read() -> N
     used = {name for provider in CATALOGUE.values() for name, _ in provider.quirks}
     assert used <= ours
     for provider in CATALOGUE.values():
-        openai_quirks.of(openai_quirks.Target(model="m", quirks=dict(provider.quirks)))
+        openai_quirks.of(Target(model="m", quirks=dict(provider.quirks)))
 
 
 def test_every_setting_is_described() -> None:

@@ -45,18 +45,13 @@ OTHER_URL: Final = {
     "azure": "the path after the resource depends on the version of the API",
     "azure-ai-inference": "the row has GitHub's retired host; Foundry's is the resource's own",
     "bailing": "the row has the path of chat completions too",
-    "cloudflare-workers-ai": "the OpenAI-compatible path",
     "cohere": "api.cohere.com is the documented host",
     "datarobot": "the row has the path of chat completions too",
     "docker_model_runner": "Docker Desktop's documented TCP port is 12434",
-    "google": "the version is part of the base URL",
     "google-vertex": "the row has the host of Cloud Storage",
-    "kimi-coding": "the version is part of the base URL",
     "neon": "the row has a variable for scheme and host",
-    "minimax-china": "the version is part of the base URL",
     "bedrock_mantle": "the region is a setting",
     "cortex": "Snowflake's OpenAI-compatible API; the row has the older one",
-    "gradient_ai": "the version is part of the base URL",
 }
 """Row -> why ours differs."""
 
@@ -67,7 +62,6 @@ OTHER_ENTRY: Final = {
 
 OTHER_VARIABLE: Final = {
     "302ai": "302AI_API_KEY is no name that a shell can set",
-    "google-vertex": "GOOGLE_APPLICATION_CREDENTIALS is a file to get a token with, not the token",
     "ollama": "its variable holds an address",
     "lm_studio": "on this machine without a key",
     "lmstudio": "on this machine without a key",

@@ -19,6 +19,7 @@ from breakwater_gateway.config.codec import (
 from breakwater_gateway.config.defaults import default_config
 from breakwater_gateway.config.load import load_text, missing_keys
 from breakwater_gateway.config.model import Config, KeyRef
+from breakwater_gateway.config.provider import PARAMS
 
 SIMULATOR = "http://127.0.0.1:9/"
 EXAMPLE = Path(__file__).parents[2] / "ops" / "breakwater.yaml"
@@ -74,8 +75,9 @@ def test_a_provider_with_a_family_of_models_answers_to_their_prefix() -> None:
 
 
 def test_a_provider_that_needs_more_than_a_key_waits_for_it() -> None:
-    assert default(NEON_AI_GATEWAY_TOKEN="x").simulator
-    found = default(NEON_AI_GATEWAY_TOKEN="x", NEON_AI_GATEWAY_BASE_URL="https://gw.neon.tech")
+    here = {"NEON_AI_GATEWAY_TOKEN": "x"}
+    assert default(**here).simulator
+    found = default(**here, NEON_AI_GATEWAY_BASE_URL="https://gw.neon.tech")
     assert found.models["neon/*"].deployments[0].params == (
         ("host", KeyRef("env", "NEON_AI_GATEWAY_BASE_URL")),
     )
@@ -95,7 +97,8 @@ def test_a_credential_for_something_else_serves_nobody_unasked() -> None:
             name: "x"
             for p in CATALOGUE.values()
             for name in (*p.key_variables, *(n for _, names in p.variables for n in names))
-        },
+        }
+        | {name: "x" for param in PARAMS.values() for name in param.variables},
     ],
 )
 def test_a_configuration_without_a_file_is_stored_as_text_that_loads_as_itself(

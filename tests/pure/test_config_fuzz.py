@@ -187,7 +187,30 @@ FILES = st.fixed_dictionaries(
             max_size=4,
         )
     },
-    optional={"limits": st.fixed_dictionaries({"connections": st.integers(1, 1_000_000)})},
+    optional={
+        "limits": st.fixed_dictionaries({"connections": st.integers(1, 1_000_000)}),
+        "providers": st.fixed_dictionaries(
+            {},
+            optional={
+                "openai": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "auth": st.sampled_from(["bearer", "api-key", "query", "sigv4", "none"]),
+                        "base_url": st.just("https://{account}.api.openai.com/{host}/v1"),
+                        "quirks": st.fixed_dictionaries(
+                            {},
+                            optional={
+                                "provider": st.sampled_from(["groq", "no", "1.5"]),
+                                "drop": st.lists(st.sampled_from(["n", "seed"]), max_size=2),
+                                "top_k": st.booleans(),
+                                "max_output_default": st.integers(1, 10**9),
+                            },
+                        ),
+                    },
+                ).map(lambda block: {**block, "params": {"account": "1e3", "host": "env:H"}})
+            },
+        ),
+    },
 )
 
 

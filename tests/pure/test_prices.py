@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from ops.prices import SIZE_MAX, BadSource, clause, pico, table
 
+from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.worker.cost import Band, ModelPrice, Rates
 from breakwater_gateway.worker.prices import CACHED_MAX, BadTable, Prices, shipped
 
@@ -148,6 +149,19 @@ def test_catalogue_names_find_the_list_price(
 )
 def test_what_only_looks_like_a_known_model_is_unpriced(provider: str, name: str) -> None:
     assert shipped().price_of(provider, name, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        *("anthropic", "azure", "azure-anthropic", "bedrock", "cohere", "deepseek", "fireworks"),
+        *("gemini", "groq", "mistral", "openai", "openrouter", "perplexity", "together"),
+        *("vertex", "vertex-anthropic", "voyage", "xai", "zai"),
+    ],
+)
+def test_the_providers_of_the_catalogue_with_a_list_are_known(provider: str) -> None:
+    assert provider in CATALOGUE
+    assert shipped().knows(provider)
 
 
 def test_a_long_prompt_and_a_service_tier_have_their_own_price() -> None:

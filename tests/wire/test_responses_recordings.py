@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from tests.wire.recordings import Row, needs_recordings, rows
 
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire import responses
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
-from tests.wire.recordings import Row, needs_recordings, rows
 
 pytestmark = needs_recordings
 
@@ -25,6 +25,12 @@ PROVIDERS: Final = (
 NOT_ANSWERS: Final = {
     "c132a81f06483679570d": "the deletion of a stored response",
     "edd5aa9274550a9f2918": "a list of a stored response's input",
+}
+
+NOT_AS_WRITTEN: Final = {
+    "1cee44402d0470f3fd05": "vLLM's own events of reasoning, and contents counted across items",
+    "91038929f14d2ef416c5": "items whose end only the whole response tells; ours tells it before",
+    "81da9e6a7e5daa64d4b3": "log probabilities are rounded anew in the whole item",
 }
 
 WITHOUT_MODEL: Final = {
@@ -157,21 +163,26 @@ def folded(row_id: str, events: list[n.StreamEvent]) -> list[n.Part]:
                 still_open.remove(event.index)
             case n.Finished():
                 assert not still_open, row_id
-    whole: list[n.Part] = []
-    for index, part in parts.items():
-        match part:
-            case n.Text() | n.Refusal():
-                part = msgspec.structs.replace(part, text=texts[index])
-            case n.ToolCall():
-                part = msgspec.structs.replace(part, arguments=texts[index])
-            case n.Thinking():
-                part = msgspec.structs.replace(
-                    part, text=texts[index], signature=proofs[index], redacted=""
-                )
-            case n.Native() if "item" in extras[index]:
-                part = msgspec.structs.replace(part, raw=extras[index]["item"])
-        whole.append(part)
-    return whole
+            case _:
+                pass
+    return [
+        whole(part, texts[index], proofs[index], extras[index]) for index, part in parts.items()
+    ]
+
+
+def whole(part: n.Part, text: str, proof: str, extra: dict[str, msgspec.Raw]) -> n.Part:
+    replace = msgspec.structs.replace
+    match part:
+        case n.Text() | n.Refusal():
+            return replace(part, text=text)
+        case n.ToolCall():
+            return replace(part, arguments=text)
+        case n.Thinking():
+            return replace(part, text=text, signature=proof, redacted="")
+        case n.Native() if "item" in extra:
+            return replace(part, raw=extra["item"])
+        case _:
+            return part
 
 
 def said(part: n.Part) -> tuple[object, ...]:
@@ -196,6 +207,8 @@ def test_every_recorded_stream_is_written_again() -> None:
         encoder = responses.StreamEncoder(model="")
         again = [json(chunk) for chunk in encoder.feed(events)]
         assert [event["sequence_number"] for event in again] == list(range(len(again)))
+        if row.id in NOT_AS_WRITTEN:
+            continue
         ours, theirs = [bare(event) for event in again], [bare(event) for event in sse(row.body)]
         opening = ("response.created", "response.in_progress", "response.queued")
         ours = [event for event in ours if event["type"] not in opening]
@@ -205,11 +218,13 @@ def test_every_recorded_stream_is_written_again() -> None:
         assert [e["type"] for e in ours] == [e["type"] for e in theirs], row.id
         for mine, other in zip(ours, theirs, strict=True):
             if mine["type"] == "response.function_call_arguments.done":
-                del mine["name"]  # the SDK's type has it, OpenAI does not send it
-                other.pop("name", None)
+                other.pop("name", None)  # OpenRouter's; OpenAI does not send it
             if other["type"] == "response.content_part.added" and "text" in other["part"]:
                 other["part"].setdefault("logprobs", [])
                 other["part"].setdefault("annotations", [])
+            if other["type"].startswith("response.output_text."):
+                other.setdefault("logprobs", [])
+                mine.setdefault("logprobs", [])
             if other["type"] == "response.output_item.added":
                 other["item"].pop("encrypted_content", None)  # of nothing yet
             if "response" in other:

@@ -324,8 +324,13 @@ class Setting(Struct, frozen=True):
         if not pattern:
             return reference
         forms: list[JsonSchema] = [reference, {"type": "string", "pattern": f"^{pattern}$"}]
-        if re.fullmatch(pattern, "0"):
-            forms.append({"type": "integer", "minimum": 0})
+        # What JSON sees of an unquoted `123`, `1.5` or `true`.
+        if re.fullmatch(pattern, "1"):
+            forms.append(
+                {"type": "number" if re.fullmatch(pattern, "1.5") else "integer", "minimum": 0}
+            )
+        if re.fullmatch(pattern, "true"):
+            forms.append({"type": "boolean"})
         return {"anyOf": forms}
 
 

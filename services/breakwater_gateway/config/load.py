@@ -170,8 +170,9 @@ class _Builder:
             known, block = find(name), entry.value
             if known is not None and not block.has(keys.WIRE) and not block.has(keys.BASE_URL):
                 for _, other in known.others:
-                    if other not in spelled:
-                        self._hosts[other] = self._inheriting(CATALOGUE[other], block, name)
+                    entry_of = CATALOGUE[other]
+                    if other not in spelled and entry_of.wire in not_served.SERVED_WIRES:
+                        self._hosts[other] = self._inheriting(entry_of, block, name)
 
     def _own_host(self, name: str, block: Block) -> _Host | None:
         path: Path = ("providers", name)

@@ -94,8 +94,9 @@ def endpoint(
 ) -> Endpoint | f.KeyRejected:
     """The endpoint for `model` (the provider's own name), or which setting is missing or no such thing.
 
-    `api` is `chat`, `embeddings` or `responses`: only Azure's dated API puts them in different places.
+    The caller's `api` is of no account: a dialect's own paths tell its endpoints apart.
     """
+    del api
     values: dict[str, str] = {}
     keyed = bool(deployment.api_keys)
     needed = needs(deployment.base_url, deployment.wire, deployment.auth, keyed=keyed)
@@ -111,7 +112,7 @@ def endpoint(
             return _unfit(deployment, name, given=bool(text))
     url, query = fill(deployment.base_url, values), ""
     if deployment.wire == "azure":
-        url, query = _azure(url, values.get("api_version", ""), model=model, api=api)
+        url, query = _azure(url, values.get("api_version", ""), model=model)
     headers = list(deployment.headers)
     aws: Aws | None = None
     key = secrets.get(KEY, "")
@@ -147,7 +148,7 @@ def _unfit(deployment: Deployment, name: str, *, given: bool) -> f.KeyRejected:
     return f.KeyRejected(f"the provider's setting {name}{where} is missing: {param.expected}")
 
 
-def _azure(url: str, version: str, *, model: str, api: str) -> tuple[str, str]:
+def _azure(url: str, version: str, *, model: str) -> tuple[str, str]:
     """The base URL and query of Azure's several APIs, whichever of its addresses was configured.
 
     Source: Azure OpenAI REST API reference (`/openai/v1`, and `/openai/deployments/NAME` with a date),
@@ -164,6 +165,4 @@ def _azure(url: str, version: str, *, model: str, api: str) -> tuple[str, str]:
         # `preview` and `latest` are versions of this API; a date is of the other.
         asked = "" if _DATED.fullmatch(version) else version
         return f"{root}/openai/v1", f"api-version={asked}" if asked else ""
-    if api == "responses":
-        return f"{root}/openai", f"api-version={version}"
     return f"{root}/openai/deployments/{quote(model, safe='')}", f"api-version={version}"

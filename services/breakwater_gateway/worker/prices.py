@@ -27,9 +27,12 @@ _ALIASES: Final = {
     "bedrock-europe": "aws",
     "bedrock-mantle": "aws",
     "bedrock_mantle": "aws",
+    "azure-ai": "azure",
     "azure-ai-inference": "azure",
+    "azure-anthropic": "azure",
     "azure-cognitive-services": "azure",
     "azure-openai": "azure",
+    "azure-responses": "azure",
     "azure_ai": "azure",
     "cloudflare-workers-ai": "cloudflare",
     "fireworks-ai": "fireworks",
@@ -40,6 +43,7 @@ _ALIASES: Final = {
     "google-vertex-anthropic": "google",
     "vertex": "google",
     "vertex-ai": "google",
+    "vertex-anthropic": "google",
     "vertex_ai": "google",
     "github_copilot": "github-copilot",
     "codestral": "mistral",
@@ -75,8 +79,8 @@ class PricePoint(Struct, frozen=True, array_like=True):
     until_s: Second = 0
     """Each day between these seconds, UTC; all day where they are equal. May go over midnight."""
 
-    def holds(self, at: float) -> bool:
-        day, second = divmod(at, _DAY_S)
+    def holds(self, day: int, second: int) -> bool:
+        """On that day since 1970, at that second of it, UTC."""
         if day < self.since_day:
             return False
         if self.from_s <= self.until_s:
@@ -181,10 +185,12 @@ class Entry(Struct, frozen=True):
         if not points:
             return None
         found = points[0]
-        for point in reversed(points[1:]):
-            if point.holds(at):
-                found = point
-                break
+        if len(points) > 1:
+            day, second = divmod(int(at), _DAY_S)
+            for point in reversed(points):
+                if point.holds(day, second):
+                    found = point
+                    break
         return None if found.price == _UNKNOWN else found.price
 
 
@@ -209,6 +215,10 @@ class Prices:
         self._entries: dict[tuple[str, str], Entry | None] = {}
         self._only: dict[tuple[str, str], ModelPrice | None] = {}
         """Answers that depend neither on the time nor on the tier."""
+
+    def knows(self, provider: str) -> bool:
+        """The table has a list of this provider, under its own id or an alias."""
+        return _ALIASES.get(provider.lower(), provider.lower()) in self._providers
 
     @property
     def cached(self) -> int:

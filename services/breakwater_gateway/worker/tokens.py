@@ -7,7 +7,6 @@ The estimate is a line per model, tokens = overhead + slope x size, fitted to se
 exponential decay: hidden prompts dominate short requests and differ from model to model.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,13 +35,6 @@ DOCUMENT_LEAST: Final = 16_384
 ELSEWHERE: Final = 1_000_000
 """A document, a recording or a film of which the body has only the address."""
 
-# Without any of these a body is text alone. `\u00` may hide one of them.
-_MARKS: Final = re.compile(
-    rb"image|audio|video|file|document|inline|media|previous_response_id|conversation|cached"
-    rb"|prompt|\"type\"\s*:\s*\"(?!function\"|text\"|object\"|string\"|message\"|input_text\")[a-z]+_"
-    rb"|[sS]earch|[eE]xecution|[cC]ontext|retrieval|container|mcp|\\u00[2-7]",
-)
-_SCHEMA: Final = re.compile(rb"response_format|json_schema|responseSchema|responseJsonSchema")
 _TEXTUAL: Final = frozenset(
     {"arguments", "args", "input", "parameters", "input_schema", "response"}
 )
@@ -50,16 +42,6 @@ _TEXTUAL: Final = frozenset(
 _TURNS: Final = frozenset(
     {"messages", "input", "contents", "system", "systemInstruction", "system_instruction"}
 )
-_STORED: Final = frozenset(
-    {
-        *("previous_response_id", "conversation", "prompt", "cachedContent", "cached_content"),
-        *("container", "mcp_servers", "web_search_options", "retrieval", "plugins", "documents"),
-    }
-)
-"""Fields that bring in text which is not in the body."""
-_PLAIN_TOOLS: Final = frozenset({"function", "custom", ""})
-_PLAIN_TOOL_FIELDS: Final = frozenset({"functionDeclarations", "function_declarations", "toolSpec"})
-
 Kind = Literal["image", "audio", "document"]
 _ADDRESSES: Final = frozenset(
     {"url", "image_url", "file_url", "file_id", "fileUri", "file_uri", "s3Location"}
@@ -76,11 +58,26 @@ _SHAPES: Final[dict[str, Kind]] = {
     "input_file": "document",
     "video": "document",
     "video_url": "document",
+    "container_upload": "document",
     "inlineData": "document",
     "inline_data": "document",
     "fileData": "document",
+    "file_data": "document",
 }
 """Names that mark a part of a turn as media: OpenAI and Anthropic as `type`, Gemini and Bedrock as key."""
+
+
+_STORED: Final = (
+    *("previous_response_id", "conversation", "cachedContent", "cached_content"),
+    *("container", "mcp_servers", "plugins", "connectors"),
+)
+"""Fields that bring in text which is not in the body."""
+_PLAIN_TOOLS: Final = frozenset({"function", "custom"})
+_PLAIN_TOOL_FIELDS: Final = frozenset({"functionDeclarations", "function_declarations", "toolSpec"})
+_SCHEMAS: Final = ("response_format", "responseSchema", "responseJsonSchema", "format", "schema")
+_FORMAT_HOLDERS: Final = ("text", "output_config", "generationConfig", "generation_config")
+_NODES_MAX: Final = 200_000
+_LARGE: Final = 65_536
 
 
 class Size(Struct, frozen=True):
@@ -97,7 +94,11 @@ class Size(Struct, frozen=True):
     """Tools and structured output, for which providers add prompts of their own."""
 
     def upper(self, context_window: int | None = None) -> int:
-        """No provider counts more input than that, up to `context_window`, beyond which it refuses."""
+        """No provider counts more input than that, up to `context_window`, beyond which it refuses.
+
+        Models that search by themselves, such as Groq's compound ones, count what they found as well:
+        those need `context_window` as their bound.
+        """
         ceiling = context_window if context_window is not None else CONTEXT_MAX
         if self.open_ended:
             return ceiling
@@ -105,41 +106,62 @@ class Size(Struct, frozen=True):
 
 
 def measure(body: bytes) -> Size:
-    """The size of a request in any dialect. A body that is not a JSON object is text alone.
-
-    Text is not looked at: no parse, one scan. Bodies with media are decoded.
-    """
-    asks_tools, asks_schema = b'"tools"' in body, _SCHEMA.search(body) is not None
-    if _MARKS.search(body) is None:
-        return Size(len(body), tools=asks_tools, schema=asks_schema)
+    """The size of a request in any dialect; of a body that is none, open ended."""
+    # What takes far more memory decoded than it has bytes is not worth a nearer bound.
+    if len(body) > _LARGE and body.count(b"[") + body.count(b"{") > _NODES_MAX:
+        return Size(len(body), open_ended=True)
     try:
         found = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return Size(len(body), open_ended=True)
     if not isinstance(found, dict):
-        return Size(len(body))
-    payload, tokens, open_ended = (
-        0,
-        0,
-        not _STORED.isdisjoint(name for name, value in found.items() if value),
-    )
-    tools = found.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
-        open_ended = open_ended or not _is_plain(tool)
+        return Size(len(body), open_ended=True)
+    payload, tokens = 0, 0
     for name in _TURNS & found.keys():
         more_payload, more_tokens = _media(found[name])
         payload += more_payload
         tokens += more_tokens
-    return Size(max(0, len(body) - payload), tokens, open_ended, asks_tools, asks_schema)
+    tools = _tools(found)
+    return Size(
+        text_bytes=max(0, len(body) - payload),
+        media_tokens=tokens,
+        open_ended=(
+            any(found.get(name) for name in _STORED)
+            or found.get("web_search_options") is not None
+            # A text there is the completions API's prompt, an object one that is stored.
+            or isinstance(found.get("prompt"), dict)
+            or not all(map(_is_plain, tools))
+        ),
+        tools=bool(tools),
+        schema=_has_schema(found),
+    )
+
+
+def _tools(found: Mapping[str, object]) -> list[object]:
+    tools = found.get("tools")
+    if tools is None and isinstance(config := found.get("toolConfig"), dict):
+        tools = config.get("tools")  # Bedrock's
+    return tools if isinstance(tools, list) else []
 
 
 def _is_plain(tool: object) -> bool:
     """A tool that is described in the body and runs at the caller."""
     if not isinstance(tool, dict):
         return False
-    if isinstance(tool.get("type", ""), str) and "type" in tool:
-        return tool["type"] in _PLAIN_TOOLS
-    return "input_schema" in tool or _PLAIN_TOOL_FIELDS.issuperset(tool.keys())
+    kind = tool.get("type")
+    if kind is not None:
+        return isinstance(kind, str) and kind in _PLAIN_TOOLS
+    return "input_schema" in tool or _PLAIN_TOOL_FIELDS.issuperset(tool)
+
+
+def _has_schema(found: Mapping[str, object]) -> bool:
+    if found.get("response_format"):
+        return True
+    for holder in _FORMAT_HOLDERS:
+        inner = found.get(holder)
+        if isinstance(inner, dict) and any(inner.get(name) for name in _SCHEMAS):
+            return True
+    return False
 
 
 def _media(found: object) -> tuple[int, int]:

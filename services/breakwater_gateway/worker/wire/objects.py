@@ -100,9 +100,7 @@ class Fields:
         try:
             value = decoder.decode(raw)
         except UNREADABLE:
-            raise BadRequest(
-                f"'{self.path(name)}' is not {expected}.", self.path(name)
-            ) from None
+            raise BadRequest(f"'{self.path(name)}' is not {expected}.", self.path(name)) from None
         del self.left[name]
         return value
 
@@ -152,7 +150,7 @@ class Dropped:
     def given(self, **asked: object) -> None:
         """Each name whose value asks for something."""
         for name, value in asked.items():
-            if value is not None and value is not False and value != "" and value != []:
+            if value is not None and value is not False and value not in ("", []):
                 self._names[name] = None
 
     @property

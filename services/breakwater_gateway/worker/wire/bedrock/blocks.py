@@ -38,7 +38,9 @@ _VIDEOS: Final = {
 _IMAGES: Final = {name: f"image/{name}" for name in ("png", "jpeg", "gif", "webp")}
 
 _FORMAT: Final = {
-    media_type: name for table in (_DOCUMENTS, _VIDEOS, _IMAGES) for name, media_type in table.items()
+    media_type: name
+    for table in (_DOCUMENTS, _VIDEOS, _IMAGES)
+    for name, media_type in table.items()
 } | {
     "image/jpg": "jpeg",
     "application/csv": "csv",
@@ -206,7 +208,11 @@ def block(part: n.Part) -> o.Body | Raw | None:
         case n.Refusal(text=text):
             return {"text": text}
         case n.ToolCall():
-            written = {"toolUseId": part.id, "name": part.name, "input": o.as_object(part.arguments)}
+            written = {
+                "toolUseId": part.id,
+                "name": part.name,
+                "input": o.as_object(part.arguments),
+            }
             return {"toolUse": written | part.extra}
         case n.ToolResult():
             written = {"toolUseId": part.call_id}

@@ -99,7 +99,9 @@ _by_type: Final = msgspec.json.Decoder(_ByType).decode
 _vectors: Final = msgspec.json.Decoder(list[list[float]]).decode
 _objects: Final = msgspec.json.Decoder(list[_Vector]).decode
 
-_KNOWN: Final = frozenset({"embedding", "embeddings", "embeddingsByType", "inputTextTokenCount", "texts"})
+_KNOWN: Final = frozenset(
+    {"embedding", "embeddings", "embeddingsByType", "inputTextTokenCount", "texts"}
+)
 
 
 def decode_embeddings(body: bytes, *, status: int = 200) -> n.EmbeddingsAnswer | f.Failure:

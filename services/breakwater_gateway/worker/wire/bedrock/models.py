@@ -89,9 +89,7 @@ def _thinks(named: str, model: str) -> str:
     return "config" if "qwen3" in model else ""
 
 
-def thinking(
-    wanted: n.Reasoning, of: Family, max_output: int | None, dropped: o.Dropped
-) -> o.Body:
+def thinking(wanted: n.Reasoning, of: Family, max_output: int | None, dropped: o.Dropped) -> o.Body:
     """The model's own fields for `wanted`; what it cannot do is named in `dropped`."""
     off = wanted.off or wanted.effort == "none"
     if off:

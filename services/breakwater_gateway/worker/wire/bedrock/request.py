@@ -71,7 +71,9 @@ def _system(given: o.Fields) -> list[n.Turn]:
     if not _is_filled(given, "system"):
         return []
     blocks = given.items("system") or []
-    return [n.Turn(role="system", parts=[b.part(raw, f"system[{at}]") for at, raw in enumerate(blocks)])]
+    return [
+        n.Turn(role="system", parts=[b.part(raw, f"system[{at}]") for at, raw in enumerate(blocks)])
+    ]
 
 
 def _turn(raw: Raw, at: str) -> n.Turn:
@@ -211,7 +213,10 @@ def _native(request: n.Request) -> o.Body:
     if system:
         body["system"] = [made for turn in system for made in _blocks(turn.parts)]
     body["messages"] = [
-        {"role": "assistant" if turn.role == "assistant" else "user", "content": _blocks(turn.parts)}
+        {
+            "role": "assistant" if turn.role == "assistant" else "user",
+            "content": _blocks(turn.parts),
+        }
         | turn.extra
         for turn in request.turns
         if turn.role not in {"system", "developer"}
@@ -267,9 +272,7 @@ def _written_format(form: n.OutputFormat) -> o.Body:
     o.put(shape, "name", form.name)
     if form.description is not None:
         shape["description"] = form.description
-    return {
-        "textFormat": {"type": "json_schema", "structure": {"jsonSchema": shape | form.extra}}
-    }
+    return {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": shape | form.extra}}}
 
 
 _TIERS: Final = frozenset({"default", "priority", "flex", "reserved"})

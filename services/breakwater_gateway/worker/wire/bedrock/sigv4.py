@@ -66,7 +66,14 @@ def sign(
         added.append(("x-amz-security-token", credentials.session_token))
     names, canonical = _canonical_headers((*headers, *added))
     request = "\n".join(
-        (method.upper(), _canonical_path(path), _canonical_query(query), canonical, names, body_sha256)
+        (
+            method.upper(),
+            _canonical_path(path),
+            _canonical_query(query),
+            canonical,
+            names,
+            body_sha256,
+        )
     )
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     to_sign = "\n".join((ALGORITHM, stamp, scope, body_hash(request.encode())))

@@ -210,9 +210,7 @@ class StreamDecoder:
         part = n.ToolCall(id=called.toolUseId, name=called.name, arguments="", extra=extra)
         self._add(event.contentBlockIndex, "tool", part, out)
 
-    def _add(
-        self, at: int, kind: str, part: n.Part, out: list[n.StreamEvent]
-    ) -> _Open:
+    def _add(self, at: int, kind: str, part: n.Part, out: list[n.StreamEvent]) -> _Open:
         self._close(at, out)
         block = _Open(kind, self._next)
         self._next += 1
@@ -267,9 +265,7 @@ class StreamDecoder:
             self._begin(out)
             block = self._add(at, "thinking", n.Thinking(), out)
         if said.text or said.signature:
-            out.append(
-                n.Grew(block.index, text=said.text or "", signature=said.signature or "")
-            )
+            out.append(n.Grew(block.index, text=said.text or "", signature=said.signature or ""))
 
     def _gather(
         self, block: _Gathered, delta: _Delta, payload: bytes, out: list[n.StreamEvent]

@@ -49,7 +49,9 @@ _MONTH: Final = re.compile(
     r"^You are using a Trial key, which is limited to [0-9]+ API calls / month",
     re.IGNORECASE,
 )
-_NO_MODEL: Final = re.compile(r"^(?:invalid model id\b|model '[^']{1,200}' (?:not found|was removed))", re.I)
+_NO_MODEL: Final = re.compile(
+    r"^(?:invalid model id\b|model '[^']{1,200}' (?:not found|was removed))", re.IGNORECASE
+)
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> f.Failure:

@@ -114,13 +114,16 @@ def _call(raw: Raw, at: str) -> n.ToolCall:
 
 def block(part: n.Part) -> o.Body | Raw | None:
     """The content block that says what `part` says, its `extra` included; None where this API has none."""
+    written: o.Body
     match part:
         case n.Text(text=text):
-            return {"type": "text", "text": text} | part.extra
+            written = {"type": "text", "text": text}
+            return written | part.extra
         case n.Refusal(text=text):
             return {"type": "text", "text": text}
         case n.Thinking(text=text) if text or not part.redacted:
-            return {"type": "thinking", "thinking": text} | part.extra
+            written = {"type": "thinking", "thinking": text}
+            return written | part.extra
         case n.Image() if part.url or part.data:
             image: o.Body = {"url": part.url or image_url(part.media_type, part.data)}
             o.put(image, "detail", part.detail)

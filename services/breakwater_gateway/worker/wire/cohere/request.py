@@ -327,9 +327,7 @@ def _foreign_tools(request: n.Request, body: o.Body, dropped: o.Dropped) -> None
     if not tools:
         return
     body["tools"] = [
-        _native_tool(
-            msgspec.structs.replace(tool, schema=tool.schema or _EMPTY_SCHEMA, extra={})
-        )
+        _native_tool(msgspec.structs.replace(tool, schema=tool.schema or _EMPTY_SCHEMA, extra={}))
         for tool in tools
     ]
     strict = [tool.strict is True for tool in tools]

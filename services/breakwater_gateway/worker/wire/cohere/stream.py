@@ -20,7 +20,6 @@ from breakwater_gateway.worker.wire.cohere.errors import classify
 from breakwater_gateway.worker.wire.cohere.messages import plan
 from breakwater_protocol import failures as f
 
-
 # A field of any JSON or none: msgspec reads `Raw | None` as null only.
 _NULL: Final = Raw(o.NULL)
 
@@ -173,9 +172,7 @@ class StreamDecoder:
 
     # -- parts
 
-    def _part(
-        self, key: tuple[str, int], kind: str, part: n.Part, out: list[n.StreamEvent]
-    ) -> int:
+    def _part(self, key: tuple[str, int], kind: str, part: n.Part, out: list[n.StreamEvent]) -> int:
         """The index of the part under `key`, opened when it is not open as that kind."""
         held = self._open.get(key)
         if held is not None:
@@ -268,9 +265,7 @@ class StreamDecoder:
         self._begin(out)
         self._close_all(out)
         reason = _text(delta.pop("finish_reason", None))
-        failure = broken(
-            reason, _text(delta.get("error")), _text(delta.get("error_type")), 200
-        )
+        failure = broken(reason, _text(delta.get("error")), _text(delta.get("error_type")), 200)
         counted = delta.pop("usage", None)
         used = read_usage(counted)
         if failure is None:

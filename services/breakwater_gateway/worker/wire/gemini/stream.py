@@ -48,8 +48,8 @@ class _Objects:
 
     __slots__ = ("_depth", "_held", "_in_string", "_pos", "_start", "ended")
 
-    # Possessive, so that a chunk cannot make them go back.
-    _PLAIN: Final = re.compile(rb'[^"{}]*+')
+    # Possessive, so that a chunk cannot make them go back. `_PLAIN` passes whole strings over.
+    _PLAIN: Final = re.compile(rb'(?:[^"{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
     _STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
     _BETWEEN: Final = re.compile(rb"[ \t\r\n,\[]*+")
 
@@ -117,7 +117,7 @@ class _Objects:
         return found
 
 
-def _end(pattern: "re.Pattern[bytes]", held: bytearray, pos: int) -> int:
+def _end(pattern: re.Pattern[bytes], held: bytearray, pos: int) -> int:
     found = pattern.match(held, pos)
     return pos if found is None else found.end()
 
@@ -144,6 +144,33 @@ class _Candidate:
 
 class _Content(Struct):
     parts: list[dict[str, Raw]] | None = None
+
+
+class _TextPart(Struct, forbid_unknown_fields=True, gc=False):
+    text: str
+
+
+class _TextContent(Struct, forbid_unknown_fields=True):
+    parts: list[_TextPart]
+    role: str = ""
+
+
+class _TextCandidate(Struct, forbid_unknown_fields=True):
+    content: _TextContent
+    index: int = 0
+
+
+class _TextChunk(Struct, forbid_unknown_fields=True, rename="camel"):
+    """A chunk of nothing but text."""
+
+    candidates: list[_TextCandidate]
+    usage_metadata: Raw = Raw()
+    model_version: Raw = Raw()
+    response_id: Raw = Raw()
+    create_time: Raw = Raw()
+
+
+_text_chunk: Final = msgspec.json.Decoder(_TextChunk).decode
 
 
 _candidates: Final = msgspec.json.Decoder(list[dict[str, Raw]]).decode
@@ -246,6 +273,14 @@ class StreamDecoder:
     # ---- chunks
 
     def _chunk(self, data: bytes, events: list[n.StreamEvent]) -> None:
+        if self._began:
+            try:
+                chunk = _text_chunk(data)
+            except UNREADABLE:
+                # Any other chunk.
+                chunk = None
+            if chunk is not None and self._more_text(chunk, events):
+                return
         if data == b"[DONE]" or not data.strip():
             return
         try:
@@ -266,6 +301,23 @@ class StreamDecoder:
                 self._use(bytes(told), events)
         except (*UNREADABLE, p.NotAPart):
             self._break(_malformed(_NOT_JSON), events)
+
+    def _more_text(self, chunk: "_TextChunk", events: list[n.StreamEvent]) -> bool:
+        """The commonest chunk, more of an open text, without a detour. False: it is another one."""
+        if len(chunk.candidates) != 1:
+            return False
+        given = chunk.candidates[0]
+        candidate = self._candidates.get(given.index)
+        if candidate is None or candidate.kind is not n.Text:
+            return False
+        index = candidate.parts - 1
+        for part in given.content.parts:
+            if part.text:
+                events.append(n.Grew(index, part.text, candidate=given.index))
+        told = bytes(chunk.usage_metadata)
+        if told:
+            self._use(told, events)
+        return True
 
     def _use(self, told: bytes, events: list[n.StreamEvent]) -> None:
         if told == self._usage:

@@ -191,6 +191,7 @@ class StreamDecoder:
         self._began = False
         self._over = False
         self._id = ""
+        self._known: UsageKnown | None = None
         self._late: Extra = {}
         self._prelude: Extra = {}
         self._top: Extra = {}

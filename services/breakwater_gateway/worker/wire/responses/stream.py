@@ -450,10 +450,10 @@ class StreamDecoder:
             parts = parts_of_item(raw, "item", answer=True)
         except BadRequest:
             parts = []
-        for at, part in enumerate(parts):
-            if at not in item.contents:
-                # Never streamed: a message whose content only its end tells.
-                self._whole_content(item, at, part, out)
+        # By number, not by index: vLLM counts the contents of all items.
+        for part in parts[len(item.contents) :]:
+            # Never streamed: only its end tells the message's content.
+            self._whole_content(item, max(item.contents, default=-1) + 1, part, out)
         rest = parts[0].layout.get("item") if parts else None
         if item.index > item.ended:
             if rest is not None:

@@ -546,12 +546,15 @@ class StreamEncoder:
             self._say(out, "response.refusal.done", **at, refusal=text)
         elif isinstance(made.part, n.Text):
             said = made.logprobs
-            if made.rest is not None and "logprobs" in made.rest:
-                given = made.rest["logprobs"]
+            if not said and made.rest is not None:
+                given = made.rest.get("logprobs")
                 said = list_of(given) if isinstance(given, Raw) else said
             self._say(out, "response.output_text.done", **at, text=text, logprobs=said)
         content = self._content(made, text)
         self._say(out, "response.content_part.done", **at, part=content)
+        if made.logprobs and isinstance(content, dict):
+            # Some providers repeat them in the whole item alone.
+            content = content | {"logprobs": made.logprobs}
         entry.contents[made.content_index] = content
         entry.open_parts -= 1
         if entry.rest is not None and self._message is entry:
@@ -561,13 +564,11 @@ class StreamEncoder:
 
     def _end_call(self, made: _Part, entry: _Entry, out: list[bytes]) -> None:
         arguments = "".join(made.text)
-        name = entry.fields["name"]
         self._say(
             out,
             "response.function_call_arguments.done",
             item_id=entry.id,
             output_index=entry.index,
-            name=name,
             arguments=arguments,
         )
         item = entry.fields | {"status": "completed"}

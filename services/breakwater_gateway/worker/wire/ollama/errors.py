@@ -1,0 +1,119 @@
+"""Errors of Ollama: a sentence in `error`, beside a status that says most.
+
+Source: github.com/ollama/ollama, docs/api.md ("Errors"), server/routes.go; recorded traffic.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Raw
+
+from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_gateway.worker.wire import objects as o
+from breakwater_protocol import failures as f
+
+TEXT_MAX: Final = 1000
+"""Characters of a provider's message that are kept."""
+
+_Kind = type[f.Failure]
+
+_BY_STATUS: Final[dict[int, _Kind]] = {
+    400: f.InvalidRequest,
+    401: f.KeyRejected,
+    402: f.QuotaExhausted,
+    403: f.KeyForbidden,
+    404: f.ModelNotFound,
+    413: f.RequestOverLimit,
+    422: f.InvalidRequest,
+    429: f.RateLimited,
+    503: f.Overloaded,
+    529: f.Overloaded,
+}
+
+_CONTEXT: Final = re.compile(
+    # Recorded of the cloud; server/routes.go of embeddings and, with `truncate` off, of chat.
+    r"^(?:prompt too long; exceeded max context length"
+    r"|(?:the )?input (?:length )?exceeds (?:the )?(?:maximum )?context length"
+    r"|the prompt is too long)",
+    re.IGNORECASE,
+)
+# server/routes.go: the words of an `error` that ends a stream, which has no status.
+_NO_MODEL: Final = re.compile(
+    r"^model '[^']{1,300}' not found|^model \"[^\"]{1,300}\" not found", re.IGNORECASE
+)
+_BUSY: Final = re.compile(r"^server busy, please try again", re.IGNORECASE)
+# server/routes.go, harmony's and the tools' parsers: what the model wrote as a call is none.
+_TOOL: Final = re.compile(r"^error parsing tool call\b", re.IGNORECASE)
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> f.Failure:
+    """An error answer as one of the closed union: status first, then the sentence."""
+    message, code = _read(body)
+    chosen = _choose(status, message)
+    said = (message or _unsaid(status, body))[:TEXT_MAX]
+    code = code[:200]
+    wait = parse_retry_after(headers, now) if status in {429, 503} or status >= 500 else None
+    if chosen is f.KeyRejected:
+        return f.KeyRejected("the provider refused the gateway's key", status, code)
+    if chosen is f.KeyForbidden:
+        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, code)
+    if chosen is f.RateLimited:
+        return f.RateLimited(said, status, code, wait)
+    if chosen is f.QuotaExhausted:
+        return f.QuotaExhausted(said, status, code, wait)
+    if chosen is f.Overloaded:
+        return f.Overloaded(said, status, code, wait)
+    if chosen is f.ServerError:
+        return f.ServerError(said, status, code, wait)
+    return chosen(said, status, code)
+
+
+def _choose(status: int, message: str) -> _Kind:
+    chosen = _BY_STATUS.get(status)
+    if chosen is None:
+        chosen = f.InvalidRequest if 400 <= status < 500 else f.ServerError
+    if chosen in {f.InvalidRequest, f.ServerError}:
+        for pattern, kind in (
+            (_CONTEXT, f.ContextLength),
+            (_NO_MODEL, f.ModelNotFound),
+            (_BUSY, f.Overloaded),
+            (_TOOL, f.MalformedToolCall),
+        ):
+            if pattern.search(message):
+                return kind
+    return chosen
+
+
+def _read(body: bytes) -> tuple[str, str]:
+    """Message and type: `error` is a string, or OpenAI's object on the compatible paths."""
+    given = _fields(Raw(body))
+    error = given.get("error")
+    if error is None:
+        return _text(given.get("message")), ""
+    if o.is_text(error):
+        return _text(error), ""
+    inner = _fields(error)
+    return _text(inner.get("message")), _text(inner.get("code")) or _text(inner.get("type"))
+
+
+def _unsaid(status: int, body: bytes) -> str:
+    if body.lstrip()[:1] == b"{":
+        return f"the provider answered with status {status}"
+    return o.not_json(body)
+
+
+def _fields(raw: Raw) -> dict[str, Raw]:
+    try:
+        return o.fields_of(raw)
+    except o.UNREADABLE:
+        return {}
+
+
+def _text(raw: Raw | None) -> str:
+    if raw is None:
+        return ""
+    try:
+        return o.text_of(raw)
+    except o.UNREADABLE:
+        return ""
