@@ -1,6 +1,6 @@
 """What happens to callers while parts of a gateway are killed, restarted or drained, in figures.
 
-    uv run pytest -m drill -s
+uv run pytest -m drill -s
 """
 
 import asyncio
@@ -180,7 +180,10 @@ async def test_a_frozen_worker_is_given_up(fleet: Fleet, simulator: Simulator) -
             answer = await asked
         finally:
             victim.send(signal.SIGCONT)
-    show("a frozen worker's request was answered by another after", f"{time.monotonic() - began:.2f} s")
+    show(
+        "a frozen worker's request was answered by another after",
+        f"{time.monotonic() - began:.2f} s",
+    )
     assert answer.info.attempts == 2
 
 
@@ -230,7 +233,9 @@ async def test_a_nats_server_killed_under_a_fleet(
             await good_after(found, 100)
         show("nats-server killed for 2 s, a fleet, HTTP", found)
         assert found.count("dropped") == 0, "each got an answer or a clear error"
-        late = [o for o in found.all[-50:] if o.kind != "ok"]
+        # The last one may have waited for its whole deadline.
+        last = sorted(found.all, key=lambda outcome: outcome.began)[-50:]
+        late = [outcome for outcome in last if outcome.kind != "ok"]
         assert not late, "it has recovered"
         for process in fleet.running.values():
             process.end()
@@ -290,9 +295,7 @@ async def test_sigterm_under_heavy_load_fails_no_request(
             gateway.discard()
 
 
-async def test_a_rolling_restart_of_every_actor_fails_no_request(
-    fleet: Fleet, steady: str
-) -> None:
+async def test_a_rolling_restart_of_every_actor_fails_no_request(fleet: Fleet, steady: str) -> None:
     async with (
         load(steady, http=fleet.urls, callers=8) as http,
         load(steady, nats=fleet.nats, callers=8) as nats,
@@ -330,13 +333,16 @@ async def test_another_health_leads_when_the_leader_is_killed(
     """Until then a failing deployment opens no breaker; afterwards it does."""
 
     def leads(process: Process) -> bool:
-        return process.running and any(
-            line["event"] in {"health_leads", "health_follows"} for line in process.log()
-        ) and [
-            line["event"]
-            for line in process.log()
-            if line["event"] in {"health_leads", "health_follows"}
-        ][-1] == "health_leads"
+        return (
+            process.running
+            and any(line["event"] in {"health_leads", "health_follows"} for line in process.log())
+            and [
+                line["event"]
+                for line in process.log()
+                if line["event"] in {"health_leads", "health_follows"}
+            ][-1]
+            == "health_leads"
+        )
 
     places = ["health-0", "health-1"]
     (leader,) = [name for name in places if leads(fleet.running[name])]

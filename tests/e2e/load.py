@@ -17,6 +17,8 @@ from breakwater_protocol import BreakwaterError, Client, GatewayError
 Kind = Literal["ok", "partial", "error", "dropped"]
 """`dropped`: the connection ended, or nothing came, without a word of what happened."""
 
+DEADLINE_S = 8.0
+"""That callers give the gateway; a message that a dying bus took with it is a clear error by then."""
 ANSWER_S = 20.0
 REFUSED_PAUSE_S = 0.02
 
@@ -66,13 +68,14 @@ async def over_http(
 ) -> None:
     """One caller with one connection; a refused one is tried again, at the next of `urls`."""
     body = {"model": model, "messages": HELLO, "stream": stream}
+    deadline = {"breakwater-timeout": f"{DEADLINE_S}s"}
     turn = 0
     async with httpx.AsyncClient(trust_env=False, timeout=ANSWER_S) as client:
         while not stop.is_set():
             url = urls[turn % len(urls)] + "/v1/chat/completions"
             began = time.monotonic()
             try:
-                answer = await client.post(url, json=body)
+                answer = await client.post(url, json=body, headers=deadline)
             except httpx.ConnectError:
                 found.refused += 1
                 turn += 1
@@ -100,12 +103,12 @@ async def over_nats(
         began = time.monotonic()
         try:
             if stream:
-                asked = client.chat(model=model, messages=HELLO, timeout_s=ANSWER_S)
+                asked = client.chat(model=model, messages=HELLO, timeout_s=DEADLINE_S)
                 async for _ in asked:
                     pass
                 partial = asked.info.partial
             else:
-                await client.complete(model=model, messages=HELLO, timeout_s=ANSWER_S)
+                await client.complete(model=model, messages=HELLO, timeout_s=DEADLINE_S)
                 partial = ""
             found.note("partial" if partial else "ok", began, partial)
         except GatewayError as error:

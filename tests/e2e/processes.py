@@ -67,7 +67,9 @@ def processes_mentioning(text: str) -> list[int]:
 def children_of(pid: int) -> list[int]:
     """Of its main thread, which is the one that starts processes here."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except FileNotFoundError:
         return []
 

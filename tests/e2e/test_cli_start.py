@@ -103,9 +103,7 @@ def test_a_data_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None
 def test_an_unreachable_nats_is_refused(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "c.yaml").write_text(MODELS)
     nowhere = f"nats://127.0.0.1:{free_port()}"
-    done = start(
-        tmp_path, *command, "--nats", nowhere, "--config", str(tmp_path / "c.yaml")
-    )
+    done = start(tmp_path, *command, "--nats", nowhere, "--config", str(tmp_path / "c.yaml"))
     assert_refused(done, nowhere, directory=tmp_path)
 
 
@@ -230,7 +228,9 @@ def test_a_second_signal_cuts_the_drain_short(gateway: Gateway, tmp_path: Path) 
     process = Gateway(tmp_path)
     try:
         with socket.create_connection(("127.0.0.1", process.port)) as peer:
-            peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+            peer.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"
+            )
             until(
                 lambda: httpx.get(process.root_url + "/healthz", trust_env=False).status_code, "up"
             )
@@ -264,9 +264,7 @@ def test_up_on_a_nats_of_ones_own_leaves_it_running(
 
 
 @pytest.mark.nats
-def test_a_worker_alone_ends_well(
-    tmp_path: Path, nats_server: Callable[..., NatsProcess]
-) -> None:
+def test_a_worker_alone_ends_well(tmp_path: Path, nats_server: Callable[..., NatsProcess]) -> None:
     (tmp_path / "c.yaml").write_text(MODELS)
     command = ["worker", "--config", str(tmp_path / "c.yaml")]
     server = nats_server(max_file_store="4GB")

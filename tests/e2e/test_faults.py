@@ -26,6 +26,7 @@ from breakwater_protocol import Client
 
 pytestmark = [pytest.mark.anyio, pytest.mark.nats]
 
+
 @pytest.fixture
 def workers(
     tmp_path: Path, simulator: Simulator, nats_server: Callable[..., NatsProcess]
@@ -123,8 +124,7 @@ async def test_a_nats_server_killed_under_load_comes_back_and_all_is_well(
             server.start()
             await asyncio.to_thread(
                 until,
-                lambda: httpx.get(gateway.root_url + "/readyz", trust_env=False).status_code
-                == 200,
+                lambda: httpx.get(gateway.root_url + "/readyz", trust_env=False).status_code == 200,
                 "ready again",
             )
             await good_after(found, 20)

@@ -67,9 +67,7 @@ async def client(parted: Fleet) -> AsyncIterator[Client]:
 
 
 def test_a_fleet_serves_the_sdk(parted: Fleet) -> None:
-    with openai.OpenAI(
-        base_url=parted.root_url + "/v1", api_key="any", max_retries=0
-    ) as sdk:
+    with openai.OpenAI(base_url=parted.root_url + "/v1", api_key="any", max_retries=0) as sdk:
         raw = sdk.chat.completions.with_raw_response.create(
             model="sim/sim-echo",
             messages=HELLO,  # type: ignore[arg-type] # plain dictionaries, as users write them
@@ -107,9 +105,7 @@ def test_a_fleet_fails_over_and_carries_a_cancel(parted: Fleet, simulator: Simul
     simulator.script(lane="spare-bad", faults=[{"class": "server_error"}])
     simulator.script(lane="spare-good", text="from the spare")
     simulator.script(lane="once", model="fleet-leaves", tokens=10_000, tokens_per_s=50)
-    with httpx.Client(
-        base_url=parted.root_url, trust_env=False, timeout=PATIENCE_S
-    ) as http:
+    with httpx.Client(base_url=parted.root_url, trust_env=False, timeout=PATIENCE_S) as http:
         answer = http.post("/v1/chat/completions", json={"model": "spare", "messages": HELLO})
         assert answer.headers["breakwater-deployment"] == "spare-good"
         body = {"model": "once/fleet-leaves", "messages": HELLO, "stream": True}
@@ -130,9 +126,7 @@ async def test_a_fleet_carries_the_largest_body_and_the_largest_number_of_chunks
     async with httpx.AsyncClient(
         base_url=parted.root_url, trust_env=False, timeout=PATIENCE_S
     ) as http:
-        answer = await http.post(
-            "/v1/chat/completions", content=body + b" " * (limit - len(body))
-        )
+        answer = await http.post("/v1/chat/completions", content=body + b" " * (limit - len(body)))
         assert answer.status_code == 200, answer.text
         simulator.script(lane="sim", model="long", tokens=20_000)
         whole = await http.post(

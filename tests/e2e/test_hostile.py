@@ -219,7 +219,15 @@ def test_the_usual_limit_holds_and_one_above_is_refused(gateway: Gateway) -> Non
         + b",".join([b'{"role":"user","content":"x"}'] * 200_000)
         + b"]}",
     ],
-    ids=["a million keys", "a million keys of a field", "keys of a field", "keys of the body", "keys spaced", "deep", "messages"],
+    ids=[
+        "a million keys",
+        "a million keys of a field",
+        "keys of a field",
+        "keys of the body",
+        "keys spaced",
+        "deep",
+        "messages",
+    ],
 )
 def test_a_body_that_is_costly_to_read_is_refused_and_holds_nobody_up(
     gateway: Gateway, simulator: Simulator, body: bytes
@@ -248,9 +256,7 @@ async def test_a_tenant_that_is_no_token_is_one_clear_error(plain: Nats, tenant:
 
 @pytest.mark.anyio
 @pytest.mark.nats
-async def test_odd_things_on_our_subjects_disturb_nobody(
-    plain: Nats, simulator: Simulator
-) -> None:
+async def test_odd_things_on_our_subjects_disturb_nobody(plain: Nats, simulator: Simulator) -> None:
     """Junk on every subject that any actor hears, and requests that nobody can answer."""
     client = plain
     simulator.script(lane="sim", model="bystander", tokens=15, tokens_per_s=60)

@@ -55,9 +55,7 @@ def samples(http: httpx.Client) -> dict[str, list[tuple[dict[str, str], float]]]
 def value(http: httpx.Client, name: str, **labels: str) -> float:
     """The sum over all samples of that name with these labels."""
     return sum(
-        found
-        for said, found in samples(http).get(name, [])
-        if labels.items() <= said.items()
+        found for said, found in samples(http).get(name, []) if labels.items() <= said.items()
     )
 
 
@@ -244,9 +242,7 @@ def test_metrics_have_the_names_that_operators_are_told(
         "breakwater_build_info": {"version", "python"},
     }.items():
         assert set(found[name][0][0]) == labels, name
-    attempts = value(
-        http, "breakwater_attempts_total", deployment="once-any", error="server_error"
-    )
+    attempts = value(http, "breakwater_attempts_total", deployment="once-any", error="server_error")
     assert attempts >= 1
     assert {labels["actor"] for labels, _ in found["breakwater_actor_up"]} == {
         "edge", "router", "worker", "health"

@@ -252,9 +252,7 @@ async def test_services_answer_pings_and_say_what_they_serve(plain: Nats) -> Non
 # Cancellation, deadlines and partial answers.
 
 
-async def test_a_cancel_on_nats_ends_the_providers_call(
-    plain: Nats, simulator: Simulator
-) -> None:
+async def test_a_cancel_on_nats_ends_the_providers_call(plain: Nats, simulator: Simulator) -> None:
     simulator.script(lane="once", model="nats-cancel", tokens=10_000, tokens_per_s=50)
     inbox = plain.new_inbox()
     heard = await plain.subscribe(inbox)

@@ -108,9 +108,7 @@ def test_a_tool_call_comes_in_fragments_that_join_to_the_same_arguments(
     with sdk.chat.completions.create(
         model="sim/m", messages=MESSAGES, tools=[WEATHER], tool_choice="required", stream=True
     ) as stream:
-        deltas = [
-            call for c in stream if c.choices for call in c.choices[0].delta.tool_calls or []
-        ]
+        deltas = [call for c in stream if c.choices for call in c.choices[0].delta.tool_calls or []]
     assert deltas[0].id
     assert deltas[0].function is not None
     assert deltas[0].function.name == "get_weather"
@@ -149,9 +147,7 @@ def test_a_tools_result_goes_back_and_is_answered(sdk: openai.OpenAI) -> None:
 
 
 def test_parse_answers_with_the_pydantic_model_that_was_asked_for(sdk: openai.OpenAI) -> None:
-    answer = sdk.chat.completions.parse(
-        model="sim/m", messages=MESSAGES, response_format=Person
-    )
+    answer = sdk.chat.completions.parse(model="sim/m", messages=MESSAGES, response_format=Person)
     person = answer.choices[0].message.parsed
     assert isinstance(person, Person)
 
@@ -248,9 +244,7 @@ def test_a_providers_refusal_of_our_key_is_not_the_callers_authentication_error(
     with pytest.raises(openai.APIStatusError) as caught:
         sdk.chat.completions.create(model=f"once/{fault}", messages=MESSAGES)
     assert caught.value.code == code
-    assert not isinstance(
-        caught.value, openai.AuthenticationError | openai.PermissionDeniedError
-    )
+    assert not isinstance(caught.value, openai.AuthenticationError | openai.PermissionDeniedError)
 
 
 def test_a_rate_limit_that_cannot_be_waited_for_is_a_rate_limit_error_that_says_when(

@@ -922,6 +922,14 @@ TREES = st.recursive(
 BODIES = st.binary(max_size=200) | TREES.map(lambda tree: json.dumps(tree).encode())
 
 
+def test_bytes_that_are_no_utf8_go_nowhere() -> None:
+    bad = b'{"model":"m","odd":"\xff","choices":[{"message":{"odd":"\xff"}}],"messages":[]}'
+    with pytest.raises(BadRequest):
+        oc.decode_request(bad)
+    assert isinstance(oc.decode_answer(bad), f.MalformedAnswer)
+    assert isinstance(events(b"data: " + bad + b"\n\n")[-1], Broke)
+
+
 @given(BODIES)
 def test_any_body_is_an_answer_or_a_failure(body: bytes) -> None:
     answer = oc.decode_answer(body)
@@ -1010,12 +1018,16 @@ GOOD_REQUEST: Json = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "odd": 1}},
     "reasoning": {"effort": "low", "odd": 1},
     "thinking": {"type": "enabled", "odd": 1},
+    "max_tokens": 1,
+    "seed": 1,
+    "temperature": 0.5,
     "stream": True,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "stop": ["a"],
 }  # fmt: skip
 GOOD_ANSWER: Json = {
     "id": "x",
+    "created": 1,
     "choices": [
         {
             "index": 0,
@@ -1034,6 +1046,7 @@ GOOD_ANSWER: Json = {
 }
 GOOD_CHUNK: Json = {
     "id": "x",
+    "created": 1,
     "choices": [
         {
             "index": 0,

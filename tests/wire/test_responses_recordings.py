@@ -219,14 +219,18 @@ def test_every_recorded_stream_is_written_again() -> None:
         for mine, other in zip(ours, theirs, strict=True):
             if mine["type"] == "response.function_call_arguments.done":
                 other.pop("name", None)  # OpenRouter's; OpenAI does not send it
-            if other["type"] == "response.content_part.added" and "text" in other["part"]:
+            if (
+                other["type"] == "response.content_part.added"
+                and other["part"]["type"] == "output_text"
+            ):
                 other["part"].setdefault("logprobs", [])
                 other["part"].setdefault("annotations", [])
             if other["type"].startswith("response.output_text."):
                 other.setdefault("logprobs", [])
                 mine.setdefault("logprobs", [])
             if other["type"] == "response.output_item.added":
-                other["item"].pop("encrypted_content", None)  # of nothing yet
+                for added in (mine, other):  # of nothing yet
+                    added["item"].pop("encrypted_content", None)
             if "response" in other:
                 mine["response"]["output"] = list(map(proven, mine["response"]["output"]))
                 other["response"]["output"] = list(map(proven, other["response"]["output"]))

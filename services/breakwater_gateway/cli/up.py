@@ -30,7 +30,11 @@ from breakwater_gateway.config.load import missing_keys
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.edge.actor import Listen
-from breakwater_gateway.runtime.embedded import start_nats_server
+from breakwater_gateway.runtime.embedded import (
+    EmbeddedServer,
+    ServerNotStarted,
+    start_nats_server,
+)
 from breakwater_gateway.runtime.logs import configure_logging, get_log
 
 RESTART_S: Final = 1.0
@@ -65,7 +69,7 @@ async def run_up(plan: Up) -> int:
     async with AsyncExitStack() as stack:
         url = plan.nats
         if not url:
-            server = await start_nats_server(plan.data, plan.nats_port)
+            server = OwnNats(await start_nats_server(plan.data, plan.nats_port))
             stack.push_async_callback(server.stop)
             url = server.url
         kinds = ("simulator", "health") if config.simulator else ("health",)
@@ -122,6 +126,34 @@ async def _serve_many(plan: Up, process: Process, announce: Announce) -> int:
         await children.run_until_signal(plan.drain_s)
         tasks.cancel_scope.cancel()
     return 0
+
+
+class OwnNats:
+    """The embedded server, started again on its port and over its data when it dies."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.url = server.url
+        self._server = server
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        self._keeper.cancel()
+        await asyncio.wait([self._keeper])
+        await self._server.stop()
+
+    async def _keep(self) -> None:
+        log = get_log(part="up")
+        while True:
+            code = await self._server.wait()
+            log.error("nats_server_ended", code=code, last=self._server.last_log_lines())
+            while not self._server.running:
+                try:
+                    self._server = await start_nats_server(
+                        self._server.data_dir, self._server.port, host=self._server.host
+                    )
+                except (ServerNotStarted, OSError) as error:
+                    log.error("nats_server_not_started", error=str(error))
+                    await asyncio.sleep(RESTART_S)
 
 
 class Children:

@@ -5,7 +5,7 @@ from typing import Final
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config.catalogue import CATALOGUE
-from breakwater_gateway.config.model import Config, Deployment, KeyRef, Model
+from breakwater_gateway.config.model import Config, Deployment, KeyRef, Model, Price
 from breakwater_gateway.config.provider import Provider, needs
 
 _FIRST: Final = ("openai", "anthropic", "gemini")
@@ -74,11 +74,20 @@ def _public(
     return Model(name, (deployment,))
 
 
+SIMULATED_PRICE: Final = Price(input=150, output=600)
+"""0.15 and 0.60 USD per million tokens: as a small model costs, so that costs show."""
+
+
 def _simulated(url: str) -> dict[str, Model]:
     # Each lane can be told to fail on its own, so nothing shares one.
     def deployment(id_: str, lane: str, model: str) -> Deployment:
         return Deployment(
-            id=id_, provider="simulator", model=model, wire="openai", base_url=f"{url}/{lane}/v1"
+            id=id_,
+            provider="simulator",
+            model=model,
+            wire="openai",
+            base_url=f"{url}/{lane}/v1",
+            price=SIMULATED_PRICE,
         )
 
     main = tuple(deployment(f"sim-{lane}", lane, "main-model") for lane in ("a", "b", "c"))

@@ -562,7 +562,7 @@ class Router(Actor):
             tenant=life.tenant,
             api=life.api,
             model=life.model_name,
-            provider_model=_provider_model(life.model, life.model_name, deployment),
+            provider_model=deployment.provider_model(life.model_name, name=life.model.name),
             deployment=deployment.id,
             target=target,
             answer_to=life.reply,
@@ -960,14 +960,6 @@ class Router(Actor):
                 overhead=metrics.histogram("breakwater_overhead_seconds", model=model),
             )
         return meters
-
-
-def _provider_model(model: Model, asked: str, deployment: Deployment) -> str:
-    """A `*` at the end of a deployment's model stands for what the caller's name adds to the pattern."""
-    if not deployment.model.endswith("*"):
-        return deployment.model
-    rest = asked[len(model.name) - 1 :] if model.name.endswith("*") else asked
-    return deployment.model[:-1] + rest
 
 
 def _outcome(failure: f.Failure | None, partial: str) -> str:

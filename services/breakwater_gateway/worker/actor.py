@@ -63,6 +63,7 @@ _COMMON_HEADERS: Final = (
     ("user-agent", USER_AGENT),
 )
 _PREPARED_MAX: Final = 4096
+_SECRETS_S: Final = 60.0
 _ERROR_BODY_MAX: Final = 64 * 1024
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
@@ -77,6 +78,8 @@ class _Place(Struct, frozen=True):
 
     endpoint: Endpoint
     secrets: tuple[str, ...]
+    until: float
+    """Then the secrets are read again: a token in a file may have been renewed."""
 
 
 class _Meters(Struct, frozen=True):
@@ -156,7 +159,7 @@ class Worker(Actor):
         self._live: dict[str, dict[int, _Run]] = {}
         self._in_flight: dict[str, int] = {}
         self._deployments: dict[str, Deployment] = {}
-        self._places: dict[tuple[str, int, str, str], _Place] = {}
+        self._places: dict[tuple[str, int, str], _Place] = {}
         self._prepared: dict[tuple[str, tuple[tuple[str, str], ...]], Prepared] = {}
         self._meters: dict[tuple[str, str], _Meters] = {}
         self._subjects: dict[tuple[str, str], str] = {}
@@ -317,6 +320,7 @@ class Worker(Actor):
         place = self._place(deployment, work)
         if not isinstance(place, _Place):
             return place
+        quirks = quirks_for(deployment)
         exchange = open_exchange(
             Asked(
                 api=work.api,
@@ -325,9 +329,9 @@ class Worker(Actor):
                 body=work.body,
                 model=work.model,
                 wire=deployment.wire,
-                provider=deployment.provider,
+                provider=str(quirks["provider"]),
                 provider_model=work.provider_model,
-                quirks=quirks_for(deployment),
+                quirks=quirks,
                 limit=self.config.limits.answer_bytes,
                 refuse_dropped=work.refuse_dropped,
             )
@@ -520,9 +524,10 @@ class Worker(Actor):
     # ------------------------------------------------------------ provider side
 
     def _place(self, deployment: Deployment, work: Work) -> _Place | f.Failure:
-        key = (deployment.id, work.key, work.api, work.provider_model)
+        key = (deployment.id, work.key, work.provider_model)
+        now = self.context.clock.now()
         found = self._places.get(key)
-        if found is not None:
+        if found is not None and now < found.until:
             return found
         given = secrets_of(
             deployment, work.key, environment=self._environment, read_file=_read_small_file
@@ -532,18 +537,18 @@ class Worker(Actor):
         shown = secret_values(given)
         for value in shown:
             secrets.register(value)
-        at = endpoint(deployment, model=work.provider_model, secrets=given, api=work.api)
+        at = endpoint(deployment, model=work.provider_model, secrets=given)
         if not isinstance(at, Endpoint):
             return at
         if len(self._places) >= _PREPARED_MAX:
             self._places.clear()
-        place = self._places[key] = _Place(at, shown)
+        place = self._places[key] = _Place(at, shown, now + _SECRETS_S)
         return place
 
     def _classify(
         self, deployment: Deployment, answer: Answer, body: bytes, place: _Place
     ) -> f.Failure:
-        dialect = provider_dialect(deployment.wire, deployment.provider)
+        dialect = provider_dialect(deployment.wire, str(quirks_for(deployment)["provider"]))
         failure = dialect.classify(
             answer.status, answer.headers, body, now=self.context.clock.wall()
         )

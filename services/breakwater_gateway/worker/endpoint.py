@@ -90,13 +90,9 @@ def secret_values(secrets: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def endpoint(
-    deployment: Deployment, *, model: str, secrets: Mapping[str, str], api: str = "chat"
+    deployment: Deployment, *, model: str, secrets: Mapping[str, str]
 ) -> Endpoint | f.KeyRejected:
-    """The endpoint for `model` (the provider's own name), or which setting is missing or no such thing.
-
-    The caller's `api` is of no account: a dialect's own paths tell its endpoints apart.
-    """
-    del api
+    """The endpoint for `model` (the provider's own name), or which setting is missing or no such thing."""
     values: dict[str, str] = {}
     keyed = bool(deployment.api_keys)
     needed = needs(deployment.base_url, deployment.wire, deployment.auth, keyed=keyed)

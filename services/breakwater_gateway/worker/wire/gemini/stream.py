@@ -311,9 +311,11 @@ class StreamDecoder:
         if candidate is None or candidate.kind is not n.Text:
             return False
         index = candidate.parts - 1
-        for part in given.content.parts:
-            if part.text:
-                events.append(n.Grew(index, part.text, candidate=given.index))
+        events.extend(
+            n.Grew(index, part.text, candidate=given.index)
+            for part in given.content.parts
+            if part.text
+        )
         told = bytes(chunk.usage_metadata)
         if told:
             self._use(told, events)

@@ -31,6 +31,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    is_utf8,
     minting,
     text_or,
     whole_or,
@@ -92,7 +93,7 @@ def decode_answer(
     if status >= 400:
         return classify(status, {}, body, now=0)
     try:
-        fields = decode_fields(body)
+        fields = decode_fields(body if is_utf8(body) else b"")
     except UNREADABLE:
         return f.MalformedAnswer(not_json(body), provider_status=status)
     error = fields.pop("error", None)

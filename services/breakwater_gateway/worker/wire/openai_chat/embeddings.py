@@ -26,6 +26,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    is_utf8,
     text_or,
 )
 from breakwater_gateway.worker.wire.openai_chat.messages import Json
@@ -38,6 +39,8 @@ _inputs: Final = msgspec.json.Decoder(list[str | int | list[int]])
 
 def decode_embeddings_request(body: bytes, *, path: str = "") -> Embeddings:
     """A caller's body. Azure names the model in `path`. Raises BadRequest."""
+    if not is_utf8(body):
+        raise BadRequest("The body is not UTF-8.")
     taken = Taken(body)
     model = taken.take("model", TEXT) or ""
     if not model:
@@ -126,7 +129,7 @@ def decode_embeddings(body: bytes, *, status: int = 200) -> EmbeddingsAnswer | f
     if status >= 400:
         return classify(status, {}, body, now=0)
     try:
-        fields = decode_fields(body)
+        fields = decode_fields(body if is_utf8(body) else b"")
     except UNREADABLE:
         return f.MalformedAnswer(not_json(body), provider_status=status)
     error = fields.pop("error", None)

@@ -1,10 +1,10 @@
 """JSON objects as their fields: known ones are taken out and typed, the rest stays the bytes it came as."""
 
 import hashlib
-from typing import Final, NoReturn, TypeVar
+from typing import Annotated, Final, NoReturn, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 
@@ -12,26 +12,43 @@ T = TypeVar("T")
 
 encode: Final = msgspec.json.encode
 decode_fields: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+"""The fields of an object; their bytes are checked for JSON, not for UTF-8: see `is_utf8`."""
 decode_list: Final = msgspec.json.Decoder(list[Raw]).decode
 
 TEXT: Final = msgspec.json.Decoder(str)
-WHOLE: Final = msgspec.json.Decoder(int)
+WHOLE: Final[msgspec.json.Decoder[int]] = msgspec.json.Decoder(
+    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+)
+"""What msgspec can write again."""
 NUMBER: Final = msgspec.json.Decoder(float)
 FLAG: Final = msgspec.json.Decoder(bool)
 ITEMS: Final = msgspec.json.Decoder(list[Raw])
 OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
-UNREADABLE: Final = (msgspec.MsgspecError, RecursionError)
+WHOLE_MAX: Final = 2**53
+"""The largest integers of answers that are believed; JSON's readers agree on those below."""
+
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What decoding hostile bytes raises."""
 
 _EXPECTED: Final[dict[object, str]] = {
     str: "a string",
-    int: "an integer",
     float: "a number",
     bool: "a boolean",
     list[Raw]: "an array",
     dict[str, Raw]: "an object",
 }
+
+
+def is_utf8(data: bytes) -> bool:
+    """Asked once a body, so that what stays raw may be written out again."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_null(raw: Raw | None) -> bool:
@@ -71,7 +88,7 @@ class Taken:
         try:
             return decoder.decode(raw)
         except UNREADABLE:
-            refuse(self.path(name), _EXPECTED.get(decoder.type, "of this shape"))
+            refuse(self.path(name), _EXPECTED.get(decoder.type, "an integer"))
 
     def need(self, name: str, decoder: msgspec.json.Decoder[T]) -> T:
         value = self.take(name, decoder)
@@ -109,9 +126,10 @@ def whole_or(raw: Raw | None, default: int = 0) -> int:
     if raw is None:
         return default
     try:
-        return int(NUMBER.decode(raw))
-    except (*UNREADABLE, OverflowError, ValueError):
+        number = NUMBER.decode(raw)
+    except UNREADABLE:
         return default
+    return int(number) if abs(number) < WHOLE_MAX else default
 
 
 def minting(ident: str, model: str, created: int) -> str:

@@ -34,6 +34,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    is_utf8,
     without_nulls,
 )
 from breakwater_gateway.worker.wire.openai_chat.messages import RAW, Json, Writer, read_turn
@@ -53,6 +54,8 @@ _TIERS: Final = frozenset({"auto", "default", "flex", "priority", "scale"})
 
 def decode_request(body: bytes, *, path: str = "") -> Request:
     """A caller's body. Azure names the model in `path`. Raises BadRequest."""
+    if not is_utf8(body):
+        raise BadRequest("The body is not UTF-8.")
     taken = Taken(body)
     if len(taken.fields) > FIELDS_MAX:
         raise BadRequest(

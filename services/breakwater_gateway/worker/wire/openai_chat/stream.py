@@ -55,6 +55,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     encode,
     is_null,
     is_text,
+    is_utf8,
     minted,
     minting,
     text_or,
@@ -74,6 +75,9 @@ from breakwater_protocol.chat import Usage
 
 CHOICES_MAX: Final = 128
 """OpenAI's own bound on `n`."""
+
+INDEX_MAX: Final = 2**31
+"""Of a choice; hosts count them from 0."""
 
 CALLS_MAX: Final = 1024
 """Tool calls of one candidate."""
@@ -235,6 +239,9 @@ class StreamDecoder:
         if b"\n" in data:
             # Extras travel on as they are, one line an event; in JSON a newline is only white space.
             data = data.replace(b"\n", b" ")
+        if not data.isascii() and not is_utf8(data):
+            self._malformed(out)
+            return
         try:
             chunk = _decode_chunk(data)
         except UNREADABLE:
@@ -343,7 +350,7 @@ class StreamDecoder:
             self._break(out, classify(200, {}, b'{"error":' + bytes(choice.error) + b"}", now=0))
             return
         if candidate is None:
-            if len(self._candidates) >= CHOICES_MAX:
+            if len(self._candidates) >= CHOICES_MAX or not 0 <= choice.index < INDEX_MAX:
                 self._malformed(out)
                 return
             candidate = self._candidates[choice.index] = _Candidate(choice.index)

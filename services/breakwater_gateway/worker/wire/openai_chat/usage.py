@@ -13,6 +13,9 @@ from msgspec import Raw, Struct
 
 from breakwater_protocol.chat import Usage
 
+TOKENS_MAX: Final = 2**40
+"""More than any call; a host's nonsense must stay an integer that travels."""
+
 
 class _PromptDetails(Struct):
     cached_tokens: int | None = None
@@ -40,9 +43,9 @@ class WireUsage(Struct):
 
     def normal(self, *, thoughts_beside: bool = False) -> Usage:
         """As `chat.Usage` counts. `thoughts_beside`: what the total has over prompt and completion was thought."""
-        prompt = max(0, self.prompt_tokens or 0)
-        completion = max(0, self.completion_tokens or 0)
-        total = self.total_tokens or 0
+        prompt = _tokens(self.prompt_tokens)
+        completion = _tokens(self.completion_tokens)
+        total = _tokens(self.total_tokens)
         given, spent = self.prompt_tokens_details, self.completion_tokens_details
         cached = (
             (given and given.cached_tokens)
@@ -52,7 +55,7 @@ class WireUsage(Struct):
             or 0
         )
         written = (given and given.cache_write_tokens) or self.cache_creation_input_tokens or 0
-        thought = max(0, (spent and spent.reasoning_tokens) or 0)
+        thought = _tokens(spent.reasoning_tokens if spent else None)
         if thought and total == prompt + completion + thought:
             completion += thought
         elif thoughts_beside and total > prompt + completion:
@@ -67,6 +70,10 @@ class WireUsage(Struct):
             cache_write=min(max(0, written), prompt - cached),
             reasoning=min(thought, completion),
         )
+
+
+def _tokens(count: int | None) -> int:
+    return min(max(0, count or 0), TOKENS_MAX)
 
 
 _usage: Final = msgspec.json.Decoder(WireUsage, strict=False)
