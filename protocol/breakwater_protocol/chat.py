@@ -71,6 +71,10 @@ class EmbeddingsRequest(Struct, frozen=True):
     user: str | None = None
 
 
+Asked = ChatRequest | EmbeddingsRequest | NativeRequest
+"""What was decoded of a caller's body."""
+
+
 class Usage(Struct, frozen=True, omit_defaults=True):
     """Tokens of one call, normalised: `input` holds `cache_read` and `cache_write`, `output` holds `reasoning`."""
 

@@ -8,12 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.conftest import NatsProcess
-from tests.e2e.load import Outcomes, good_after, load
+from tests.e2e.load import Outcomes, load
 from tests.e2e.processes import (
     HELLO,
     PATIENCE_S,
@@ -24,6 +25,8 @@ from tests.e2e.processes import (
     command_line,
     config,
     free_port,
+    needs_proc,
+    report,
     until,
     until_ready,
 )
@@ -38,7 +41,15 @@ SUBJECTS = Subjects()
 
 
 def show(what: str, found: object) -> None:
-    print(f"\n{what}: {found}")
+    report(f"\n{what}: {found}")
+
+
+def started(process: Process) -> bool:
+    return "actor_started" in process.stderr
+
+
+async def serves(process: Process) -> None:
+    await asyncio.to_thread(until, partial(started, process), "it serves")
 
 
 class Fleet:
@@ -59,7 +70,7 @@ class Fleet:
         for url in self.urls:
             until_ready(url, *self.running.values())
         for process in self.running.values():
-            until(lambda p=process: "actor_started" in p.stderr, "it serves")  # type: ignore[misc] # mypy cannot infer a default
+            until(partial(started, process), "it serves")
 
     def start(self, name: str) -> Process:
         kind, _, place = name.partition("-")
@@ -80,8 +91,7 @@ class Fleet:
         took_s = time.monotonic() - began
         assert code == 0
         old.assert_clean()
-        new = self.start(name)
-        await asyncio.to_thread(until, lambda: "actor_started" in new.stderr, "its successor")
+        await serves(self.start(name))
         return took_s
 
     def discard(self) -> None:
@@ -112,12 +122,11 @@ async def test_workers_killed_under_load(fleet: Fleet, steady: str) -> None:
     """Streams that had begun are partial and say so; everything else is answered by the other."""
     async with load(steady, http=fleet.urls, nats=fleet.nats, callers=8) as found:
         for place in (0, 1):
-            await good_after(found, 50)
+            await found.good(50)
             fleet.running[f"worker-{place}"].kill()
-            await good_after(found, 50)
+            await found.good(50)
             fleet.start(f"worker-{place}")
-            new = fleet.running[f"worker-{place}"]
-            await asyncio.to_thread(until, lambda n=new: "actor_started" in n.stderr, "another")  # type: ignore[misc] # mypy cannot infer a default
+            await serves(fleet.running[f"worker-{place}"])
     show("two workers killed with -9, one after the other", found)
     assert found.count("dropped") == 0
     assert found.count("error") == 0
@@ -141,8 +150,7 @@ async def test_how_long_a_killed_worker_holds_up_its_requests(
             assert (await asked).info.attempts == 2
             before.append(time.monotonic() - killed)
             (name,) = [name for name, p in fleet.running.items() if p is victim]
-            new = fleet.start(name)
-            await asyncio.to_thread(until, lambda n=new: "actor_started" in n.stderr, "another")  # type: ignore[misc] # mypy cannot infer a default
+            await serves(fleet.start(name))
             await asyncio.sleep(0.6)
 
             serving = [p for name, p in fleet.running.items() if name.startswith("worker")]
@@ -159,8 +167,7 @@ async def test_how_long_a_killed_worker_holds_up_its_requests(
             during.append(time.monotonic() - killed)
             assert stream.info.partial == "worker_lost"
             (name,) = [name for name, p in fleet.running.items() if p is victim]
-            new = fleet.start(name)
-            await asyncio.to_thread(until, lambda n=new: "actor_started" in n.stderr, "another")  # type: ignore[misc] # mypy cannot infer a default
+            await serves(fleet.start(name))
             await asyncio.sleep(0.6)
     show("answered by another, s after the kill", [round(s, 3) for s in before])
     show("explicit partial, s after the kill", [round(s, 3) for s in during])
@@ -201,14 +208,14 @@ async def test_a_nats_server_killed_under_load_by_http_and_nats_callers(
             load(steady, nats=server.url, callers=8, stall_s=5.0) as nats,
         ):
             for _ in range(2):
-                await good_after(http, 50)
-                await good_after(nats, 50)
+                await http.good(50)
+                await nats.good(50)
                 server.kill()
-                await good_after(http, 100)
+                await http.good(100)
                 await asyncio.sleep(2.0)
                 server.start()
-                await good_after(nats, 50)
-            await good_after(http, 50)
+                await nats.good(50)
+            await http.good(50)
         show("nats-server killed twice for 2 s, one process, HTTP", http)
         show("nats-server killed twice for 2 s, one process, NATS", nats)
         assert http.count("dropped") == http.count("error") == http.count("partial") == 0
@@ -226,11 +233,11 @@ async def test_a_nats_server_killed_under_a_fleet(
     fleet = Fleet(tmp_path, server.url, simulator)
     try:
         async with load(steady, http=fleet.urls, callers=8) as found:
-            await good_after(found, 50)
+            await found.good(50)
             server.kill()
             await asyncio.sleep(2.0)
             server.start()
-            await good_after(found, 100)
+            await found.good(100)
         show("nats-server killed for 2 s, a fleet, HTTP", found)
         assert found.count("dropped") == 0, "each got an answer or a clear error"
         # The last one may have waited for its whole deadline.
@@ -243,13 +250,14 @@ async def test_a_nats_server_killed_under_a_fleet(
         fleet.discard()
 
 
+@needs_proc
 async def test_an_embedded_nats_server_that_dies_is_started_again(
     tmp_path: Path, simulator: Simulator, steady: str
 ) -> None:
     gateway = Gateway(tmp_path / "up", config=config(simulator))
     try:
         async with load(steady, http=[gateway.root_url]) as found:
-            await good_after(found, 20)
+            await found.good(20)
             killed = gateway.nats_server_pid()
             os.kill(killed, signal.SIGKILL)
             began = time.monotonic()
@@ -262,10 +270,10 @@ async def test_an_embedded_nats_server_that_dies_is_started_again(
                     return False
 
             async with asyncio.timeout(PATIENCE_S):
-                while not await served():
+                while not await served():  # noqa: ASYNC110 - another process is waited for
                     await asyncio.sleep(0.05)
             took_s = time.monotonic() - began
-            await good_after(found, 20)
+            await found.good(20)
         show(f"embedded nats-server killed, serves NATS again after {took_s:.2f} s, HTTP", found)
         assert not found.bad()
         gateway.end()
@@ -283,7 +291,7 @@ async def test_sigterm_under_heavy_load_fails_no_request(
         gateway = Gateway(tmp_path / f"up-{turn}", config=config(simulator))
         try:
             async with load(steady, http=[gateway.root_url], callers=32) as found:
-                await good_after(found, 150)
+                await found.good(150)
                 began = time.monotonic()
                 gateway.terminate()
                 await asyncio.to_thread(gateway.wait)
@@ -302,10 +310,10 @@ async def test_a_rolling_restart_of_every_actor_fails_no_request(fleet: Fleet, s
     ):
         for kind in ("worker", "router", "health", "edge"):
             for place in range(2):
-                await good_after(http, 30)
+                await http.good(30)
                 took_s = await fleet.replace(f"{kind}-{place}")
-                print(f"\n{kind}-{place} drained in {took_s:.2f} s", end="")
-                await good_after(nats, 30)
+                report(f"{kind}-{place} drained in {took_s:.2f} s")
+                await nats.good(30)
     show("rolling restart of 2 workers, 2 routers, 2 health, 2 edges, HTTP", http)
     show("rolling restart of 2 workers, 2 routers, 2 health, 2 edges, NATS", nats)
     assert not http.bad()
@@ -317,12 +325,12 @@ async def test_a_rolling_restart_of_every_actor_fails_no_request(fleet: Fleet, s
 
 async def test_twenty_seconds_without_health_fail_no_request(fleet: Fleet, steady: str) -> None:
     async with load(steady, http=fleet.urls, nats=fleet.nats, callers=4) as found:
-        await good_after(found, 30)
+        await found.good(30)
         for place in range(2):
             fleet.running[f"health-{place}"].kill()
         await asyncio.sleep(20)
         fleet.start("health-0")
-        await good_after(found, 30)
+        await found.good(30)
     show("health killed with -9 for 20 s", found)
     assert not found.bad()
 
@@ -389,8 +397,7 @@ async def test_a_router_killed_with_requests_in_hand_never_leaves_a_caller_in_si
                 fleet.running["router-0"].kill()
                 await asyncio.sleep(3.0)
             fleet.start("router-0")
-            new = fleet.running["router-0"]
-            await asyncio.to_thread(until, lambda n=new: "actor_started" in n.stderr, "another")  # type: ignore[misc] # mypy cannot infer a default
+            await serves(fleet.running["router-0"])
             show(f"a router of two killed, {over}", each)
             found.all += each.all
     assert found.count("dropped") == 0
@@ -426,6 +433,7 @@ async def test_a_dead_router_and_a_failing_attempt_still_end_in_one_clear_error(
     assert took_s < 12
 
 
+@needs_proc
 async def test_a_killed_process_of_several_is_replaced_under_load(
     tmp_path: Path, simulator: Simulator, steady: str
 ) -> None:
@@ -433,10 +441,10 @@ async def test_a_killed_process_of_several_is_replaced_under_load(
     try:
         until(lambda: "Ready." in gateway.stdout, "the banner")
         async with load(steady, http=[gateway.root_url], callers=16) as found:
-            await good_after(found, 50)
+            await found.good(50)
             serving = [p for p in children_of(gateway.pid) if " edge " in command_line(p)]
             os.kill(serving[0], signal.SIGKILL)
-            await good_after(found, 200)
+            await found.good(200)
         show("one of two processes killed with -9 under 16 callers", found)
         # Its own connections are cut; that is all.
         assert found.count("dropped") + found.count("partial") <= 16

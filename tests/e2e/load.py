@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Literal
 
 import httpx
@@ -33,11 +34,21 @@ class Outcome(Struct, frozen=True):
 class Outcomes:
     def __init__(self) -> None:
         self.all: list[Outcome] = []
+        self._changed = asyncio.Event()
         self.refused = 0
         """Connections refused, and tried again: not requests."""
 
     def note(self, kind: Kind, began: float, detail: str = "") -> None:
         self.all.append(Outcome(kind, began, time.monotonic() - began, detail))
+        self._changed.set()
+
+    async def good(self, number: int) -> None:
+        """Until so many more requests have ended well."""
+        wanted = self.count("ok") + number
+        async with asyncio.timeout(60):
+            while self.count("ok") < wanted:
+                self._changed.clear()
+                await self._changed.wait()
 
     def count(self, kind: Kind) -> int:
         return sum(outcome.kind == kind for outcome in self.all)
@@ -51,7 +62,7 @@ class Outcomes:
     def longest_gap_s(self) -> float:
         """Between two good answers, over all callers together."""
         ends = sorted(o.began + o.took_s for o in self.all if o.kind == "ok")
-        return max((b - a for a, b in zip(ends, ends[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in pairwise(ends)), default=0.0)
 
     def __str__(self) -> str:
         return (
@@ -154,19 +165,3 @@ async def load(
         finally:
             if client is not None:
                 await client.aclose()
-
-
-async def after(found: Outcomes, number: int) -> None:
-    """Until so many more requests have ended."""
-    wanted = len(found.all) + number
-    async with asyncio.timeout(60):
-        while len(found.all) < wanted:
-            await asyncio.sleep(0.01)
-
-
-async def good_after(found: Outcomes, number: int) -> None:
-    """Until so many more requests have ended well."""
-    wanted = found.count("ok") + number
-    async with asyncio.timeout(60):
-        while found.count("ok") < wanted:
-            await asyncio.sleep(0.01)

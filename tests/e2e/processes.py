@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
+import pytest
 
 PATIENCE_S: Final = 30.0
 """How long anything may take that has to happen; far above what it takes."""
 POLL_S: Final = 0.01
-TENANT: Final = "default"
-HELLO: Final = [{"role": "user", "content": "Hello"}]
+PROC: Final = Path("/proc")
+HELLO: Final[Any] = [{"role": "user", "content": "Hello"}]
+"""As users write it; the SDK's types want more."""
 
 
 def free_port() -> int:
@@ -32,9 +34,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+T = TypeVar("T")
+
+needs_proc = pytest.mark.skipif(not PROC.is_dir(), reason="looks into /proc")
+
+
 def until(
-    true: Callable[[], Any], what: str, *, patience_s: float = PATIENCE_S, every_s: float = POLL_S
-) -> Any:
+    true: Callable[[], T | None],
+    what: str,
+    *,
+    patience_s: float = PATIENCE_S,
+    every_s: float = POLL_S,
+) -> T:
     """What `true` says, once it is not falsy. Raises `AssertionError` that names `what`."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -56,7 +67,7 @@ def environment(**more: str) -> dict[str, str]:
 def processes_mentioning(text: str) -> list[int]:
     """Pids of live processes with `text` in their command line, this one excepted."""
     found = []
-    for entry in Path("/proc").iterdir():
+    for entry in PROC.iterdir() if PROC.is_dir() else ():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if text.encode() in (entry / "cmdline").read_bytes():
@@ -68,7 +79,7 @@ def children_of(pid: int) -> list[int]:
     """Of its main thread, which is the one that starts processes here."""
     try:
         return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            int(child) for child in Path(f"{PROC}/{pid}/task/{pid}/children").read_text().split()
         ]
     except FileNotFoundError:
         return []
@@ -76,9 +87,14 @@ def children_of(pid: int) -> list[int]:
 
 def command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return Path(f"{PROC}/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
+
+
+def report(*figures: object) -> None:
+    """For a person: seen with `-s`."""
+    sys.stdout.write(" ".join(map(str, figures)) + "\n")
 
 
 def listens(port: int) -> bool:
@@ -292,8 +308,9 @@ def config(simulator: Simulator, *, tail: str = "") -> str:
         "    retry: {attempts: 1}",
         f"    {lax}",
         "  spare:",
-        f"    deployments: [{deployment('spare-bad', ', order: 0')}, "
-        f"{deployment('spare-good', ', order: 1')}]",
+        "    deployments:",
+        f"      - {deployment('spare-bad', ', order: 0')}",
+        f"      - {deployment('spare-good', ', order: 1')}",
         "    timeouts: {ttft: 500ms}",
         f"    {lax}",
         "  fragile:",
@@ -305,7 +322,7 @@ def config(simulator: Simulator, *, tail: str = "") -> str:
         "    timeouts: {total: 2s}",
         f"    {lax}",
         "  vendor/family/v1.5:",
-        f"    deployments: [{{model: main-a/main-model, id: slashes}}]",
+        "    deployments: [{model: main-a/main-model, id: slashes}]",
     ]
     return "\n".join(lines) + "\n" + tail
 

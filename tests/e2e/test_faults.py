@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.conftest import NatsProcess
-from tests.e2e.load import good_after, load
+from tests.e2e.load import load
 from tests.e2e.processes import (
     HELLO,
     PATIENCE_S,
@@ -18,6 +18,7 @@ from tests.e2e.processes import (
     config,
     fleet,
     free_port,
+    report,
     until,
 )
 from tests.e2e.workers import Workers
@@ -67,7 +68,7 @@ async def test_a_worker_killed_before_the_first_byte_is_replaced_by_another(
         victim.kill()
         answer = await over_http
         took_s = time.monotonic() - killed
-    print(f"answered by another worker {took_s:.2f} s after the kill")
+    report(f"answered by another worker {took_s:.2f} s after the kill")
     assert answer.status_code == 200
     assert answer.headers["breakwater-attempts"] == "2"
 
@@ -89,7 +90,7 @@ async def test_a_worker_killed_during_a_stream_ends_it_as_partial(
         killed = time.monotonic()
         victim.kill()
         text, ended = await reading
-        print(f"HTTP: an explicit partial {ended - killed:.2f} s after the kill")
+        report(f"HTTP: an explicit partial {ended - killed:.2f} s after the kill")
         *chunks, comment, last = text.rstrip("\n").split("\n\n")
         assert chunks
         assert "breakwater-partial=worker_lost" in comment
@@ -105,7 +106,7 @@ async def test_a_worker_killed_during_a_stream_ends_it_as_partial(
                 victim = await workers.holder(client)
                 killed = time.monotonic()
                 victim.kill()
-        print(f"NATS: an explicit partial {time.monotonic() - killed:.2f} s after the kill")
+        report(f"NATS: an explicit partial {time.monotonic() - killed:.2f} s after the kill")
         assert stream.info.partial == "worker_lost"
 
 
@@ -118,17 +119,17 @@ async def test_a_nats_server_killed_under_load_comes_back_and_all_is_well(
     simulator.script(lane="sim", model="steady", first_token_ms=20)
     try:
         async with load("sim/steady", http=[gateway.root_url]) as found:
-            await good_after(found, 20)
+            await found.good(20)
             server.kill()
-            await good_after(found, 50)
+            await found.good(50)
             server.start()
             await asyncio.to_thread(
                 until,
                 lambda: httpx.get(gateway.root_url + "/readyz", trust_env=False).status_code == 200,
                 "ready again",
             )
-            await good_after(found, 20)
-        print(f"HTTP: {found}")
+            await found.good(20)
+        report(f"HTTP: {found}")
         assert found.count("dropped") == 0
         assert found.count("error") == 0
         async with Client(server.url) as client:
@@ -143,10 +144,10 @@ async def test_sigterm_under_load_fails_no_request(tmp_path: Path, simulator: Si
     simulator.script(lane="sim", model="steady", first_token_ms=50, tokens=5, tokens_per_s=50)
     try:
         async with load("sim/steady", http=[gateway.root_url], callers=8) as found:
-            await good_after(found, 40)
+            await found.good(40)
             gateway.terminate()
             await asyncio.to_thread(gateway.wait)
-        print(f"HTTP: {found}")
+        report(f"HTTP: {found}")
         gateway.end()
         assert not found.bad()
         assert found.refused

@@ -21,6 +21,7 @@ from tests.e2e.processes import (
     config,
     fleet,
     free_port,
+    needs_proc,
     processes_mentioning,
     until,
 )
@@ -70,13 +71,13 @@ def test_a_fleet_serves_the_sdk(parted: Fleet) -> None:
     with openai.OpenAI(base_url=parted.root_url + "/v1", api_key="any", max_retries=0) as sdk:
         raw = sdk.chat.completions.with_raw_response.create(
             model="sim/sim-echo",
-            messages=HELLO,  # type: ignore[arg-type] # plain dictionaries, as users write them
+            messages=HELLO,
         )
         assert "Hello" in (raw.parse().choices[0].message.content or "")
         assert raw.headers["breakwater-deployment"] == "sim-any"
         with sdk.chat.completions.create(
             model="sim/sim-echo",
-            messages=HELLO,  # type: ignore[arg-type] # likewise
+            messages=HELLO,
             stream=True,
         ) as stream:
             text = "".join(c.choices[0].delta.content or "" for c in stream)
@@ -87,7 +88,7 @@ def test_a_fleet_serves_the_sdk(parted: Fleet) -> None:
         with pytest.raises(openai.NotFoundError):
             sdk.chat.completions.create(
                 model="nope",
-                messages=HELLO,  # type: ignore[arg-type] # likewise
+                messages=HELLO,
             )
         with pytest.raises(openai.BadRequestError):
             sdk.chat.completions.create(model="sim/m", messages=[])
@@ -162,6 +163,7 @@ def served(metrics: str) -> float:
     )
 
 
+@needs_proc
 def test_several_processes_share_a_port_sum_their_metrics_and_are_replaced(
     tmp_path: Path, simulator: Simulator
 ) -> None:

@@ -285,7 +285,7 @@ def test_one_keep_alive_connection_serves_answers_errors_and_streams(gateway: Ga
             {"json": body("nope")},
             {"json": body()},
         ):
-            with client.stream("POST", "/v1/chat/completions", **sent) as answer:  # type: ignore[arg-type] # what httpx takes
+            with client.stream("POST", "/v1/chat/completions", **sent) as answer:
                 answer.read()
                 peer: socket.socket = answer.extensions["network_stream"].get_extra_info("socket")
                 ports.add(peer.getsockname()[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import nats
 import pytest
-from tests.e2e.processes import HELLO, PATIENCE_S, Gateway, Simulator, config, once, until
+from tests.e2e.processes import HELLO, PATIENCE_S, Gateway, Simulator, config, once, report, until
 
 from breakwater_protocol.events import Heartbeat
 from breakwater_protocol.subjects import Subjects
@@ -62,7 +62,7 @@ async def test_a_saved_change_is_live_everywhere_and_a_bad_one_keeps_the_last(
     fresh.replace(own.config_path)
     saved = time.monotonic()
     until(lambda: asked(own, "added") == 200, "the new model is served")
-    print(f"live after {time.monotonic() - saved:.2f} s")
+    report(f"live after {time.monotonic() - saved:.2f} s")
     await revisions(own, 2)
 
     # A bad change says why, and changes nothing.

@@ -9,7 +9,7 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
-from tests.e2e.processes import HELLO, PATIENCE_S, Gateway, Simulator, until
+from tests.e2e.processes import HELLO, PATIENCE_S, Simulator, until
 
 from breakwater_protocol import (
     Client,

@@ -23,7 +23,7 @@ WEATHER: Any = {
         },
     },
 }
-MESSAGES: Any = HELLO
+MESSAGES = HELLO
 
 
 class Person(BaseModel):

@@ -122,7 +122,7 @@ def test_a_broken_stream_is_an_error_of_the_sdk_not_a_short_answer(
         openai.OpenAI(base_url=base_url, api_key="any", max_retries=0) as sdk,
         sdk.chat.completions.create(
             model="once/sdk-cut",
-            messages=HELLO,  # type: ignore[arg-type] # plain dictionaries, as users write them
+            messages=HELLO,
             stream=True,
         ) as stream,
         pytest.raises(openai.APIError, match="partial"),

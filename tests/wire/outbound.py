@@ -114,7 +114,9 @@ def hostile(*names: str) -> st.SearchStrategy[bytes]:
         st.booleans(),
         st.integers(),
         st.floats(allow_nan=False, allow_infinity=False),
-        st.sampled_from(["", "text", "tool", "user", "assistant", "enabled", "{", "data:a/b;base64,x"]),
+        st.sampled_from(
+            ["", "text", "tool", "user", "assistant", "enabled", "{", "data:a/b;base64,x"]
+        ),
         st.sampled_from(names),
     )
     values = st.recursive(

@@ -114,6 +114,7 @@ def test_a_request_is_read_in_full() -> None:
                 "responseJsonSchema": {"type": "object"},
                 "thinkingConfig": {"thinkingLevel": "HIGH", "includeThoughts": True},
                 "speechConfig": {"voice": 1},
+                "responseModalities": ["TEXT"],
             },
             toolConfig={"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["f"]}},
             safetySettings=[{"category": "C"}],
@@ -123,7 +124,15 @@ def test_a_request_is_read_in_full() -> None:
     assert request == n.Request(
         dialect="gemini",
         model="gemini-3-flash",
-        turns=[n.Turn("system", [n.Text(text="Be brief.")], plain=True), user("Hi")],
+        turns=[
+            n.Turn(
+                "system",
+                [n.Text(text="Be brief.")],
+                plain=True,
+                layout={"role": Raw(b'"user"')},
+            ),
+            user("Hi"),
+        ],
         tool_choice=n.ToolChoice("named", ["f"]),
         max_output=10,
         temperature=0.5,
@@ -143,6 +152,7 @@ def test_a_request_is_read_in_full() -> None:
             "safetySettings": Raw(b'[{"category":"C"}]'),
             "generationConfig.speechConfig": Raw(b'{"voice":1}'),
         },
+        layout={"generationConfig.responseModalities": Raw(b'["TEXT"]')},
     )
 
 
@@ -418,6 +428,10 @@ MEDIA: list[tuple[n.Part, Json]] = [
     ),
     (n.Document(data="JVBE"), {"inlineData": {"mimeType": "application/pdf", "data": "JVBE"}}),
     (n.Document(text="plain"), {"text": "plain"}),
+    (
+        n.ToolResult(call_id="c", name="f", content=[n.Document(text="plain")]),
+        {"functionResponse": {"name": "f", "response": {"output": "plain"}, "id": "c"}},
+    ),
     (n.Refusal(text="no"), {"text": "no"}),
 ]
 
@@ -772,7 +786,7 @@ def test_an_answer_of_another_provider_is_said_in_this_dialect() -> None:
         candidates=[
             n.Candidate(
                 parts=[
-                    n.Thinking(text="hm", signature="no base64!"),
+                    n.Thinking(text="hm", signature="sig_abc123"),
                     n.Thinking(redacted="xx"),
                     n.Text(text="Hi", extra={"citations": Raw(b"[]")}),
                     n.Native(dialect="anthropic", raw=Raw(b"{}")),

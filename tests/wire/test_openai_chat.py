@@ -14,6 +14,7 @@ from msgspec import Raw
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.create_embedding_response import CreateEmbeddingResponse
 
+from breakwater_gateway.worker.wire import openai
 from breakwater_gateway.worker.wire import openai_chat as oc
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_gateway.worker.wire.neutral import (
@@ -928,6 +929,9 @@ def test_bytes_that_are_no_utf8_go_nowhere() -> None:
         oc.decode_request(bad)
     assert isinstance(oc.decode_answer(bad), f.MalformedAnswer)
     assert isinstance(events(b"data: " + bad + b"\n\n")[-1], Broke)
+    worse = b'{"choices":[{"finish_reason":"\xff"}]}'
+    assert isinstance(openai.decode_answer(worse, api="chat"), f.MalformedAnswer)
+    assert isinstance(openai.ChatStream(usage_wanted=True).feed(worse), f.MalformedAnswer)
 
 
 @given(BODIES)

@@ -14,7 +14,8 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw, Struct
 
-from breakwater_gateway.config.model import Config, Deployment, Model
+from breakwater_gateway.config.model import Config
+from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.options import Options, read_options
 from breakwater_gateway.router.plan import (
     Candidate,
@@ -27,7 +28,7 @@ from breakwater_gateway.router.plan import (
 )
 from breakwater_gateway.router.requests import decode_request
 from breakwater_gateway.router.retry import RetryBudget
-from breakwater_gateway.router.strategies import STRATEGIES, Filtered, Group, filter_targets
+from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import error_body, error_headers
 from breakwater_gateway.runtime.bus import (
@@ -56,12 +57,10 @@ from breakwater_protocol.commands import (
     Finished,
     ProbeClaim,
     Started,
-    Work,
     WorkReply,
 )
-from breakwater_protocol.events import BreakerChanged, Decision, RequestFinished
+from breakwater_protocol.events import BreakerChanged, RequestFinished
 from breakwater_protocol.subjects import BadToken, Subject
-from breakwater_protocol.views import BreakerBoard, LoadBoard
 
 _PING_S: Final = 0.25
 """How often workers that hold our work are asked whether they are there."""
@@ -72,92 +71,12 @@ _GRACE_S: Final = 0.5
 _FIRST_WORKER_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
 _PROBE_EXTRA_S: Final = 5.0
-_CLAIMS_KEPT: Final = 4096
+_BUSY_S: Final = 0.02
+"""Before another worker is chosen, so that a fleet that is full is not asked in a circle."""
 NATIVE_HEADER_MAX: Final = 2048
-_LOOK_S: Final = 1.0
 _TENANTS_KEPT: Final = 16_384
 
 _replies = msgspec.json.Decoder(WorkReply)
-
-
-class _Life:
-    """One request in flight."""
-
-    __slots__ = (
-        "api",
-        "began",
-        "body",
-        "claiming",
-        "decisions",
-        "dispatch",
-        "first_token_s",
-        "ids",
-        "inbox",
-        "include_usage",
-        "model",
-        "model_name",
-        "native_headers",
-        "options",
-        "plan",
-        "provider_ms",
-        "reply",
-        "request_id",
-        "started",
-        "stream",
-        "tenant",
-        "timer",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        *,
-        request_id: str,
-        tenant: str,
-        api: str,
-        reply: str,
-        body: bytes,
-        model: Model,
-        model_name: str,
-        options: Options,
-        plan: Plan,
-        began: float,
-    ) -> None:
-        self.request_id = request_id
-        self.tenant = tenant
-        self.api = api
-        self.reply = reply
-        self.body = body
-        self.model = model
-        self.model_name = model_name
-        self.options = options
-        self.plan = plan
-        self.began = began
-        self.stream = False
-        self.include_usage = False
-        self.native_headers: dict[str, str] = {}
-        self.first_token_s = model.timeouts.first_token_s
-        self.inbox: Inbox | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.dispatch: Dispatch | None = None
-        self.worker = ""
-        self.started = False
-        self.claiming = False
-        self.provider_ms = 0.0
-        """Waited for providers and backoff so far: not overhead of ours."""
-        self.decisions: list[Decision] = []
-
-
-class _Ready(Struct, frozen=True):
-    """A model's targets that may be called, for as long as nothing the views say has changed."""
-
-    model: Model
-    views: tuple[int, int]
-    until: float
-    """When a dropped target's reason ends."""
-    group: Group | None
-    """None: the first choice needs the whole look (a probe is due, or nothing is usable)."""
-    by_id: dict[str, Deployment]
 
 
 class _Meters(Struct, frozen=True):
@@ -171,21 +90,14 @@ class Router(Actor):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._breakers = BreakerBoard()
-        self._loads = LoadBoard()
-        self._not_before: dict[str, float] = {}
-        self._budgets: dict[str, RetryBudget] = {}
-        self._live: dict[str, _Life] = {}
+        self._targets = Targets()
+        self._live: dict[str, Life] = {}
         self._holding: dict[str, set[str]] = {}
         """Requests in each worker's hands."""
         self._missed: dict[str, int] = {}
         self._pings: dict[str, Inbox] = {}
-        self._claims: dict[tuple[str, int], bool] = {}
         self._tenants: dict[str, str] = {}
         """By the subject they ask on."""
-        self._ready: dict[str, _Ready] = {}
-        self._changes = 0
-        """Of the breaker view and of pauses: what was looked up before holds no longer."""
         self._turn = 0
         self._tasks = TaskSet(context.log)
         self._heard_worker = asyncio.Event()
@@ -254,23 +166,19 @@ class Router(Actor):
 
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
-        known = {d.id for m in config.models.values() for d in m.deployments}
-        self._breakers.retain(known)
-        self._not_before = {t: at for t, at in self._not_before.items() if t in known}
-        self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
-        self._ready.clear()
+        self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
 
     def load(self) -> Load:
         return Load(
             capacity=self.config.limits.in_flight,
             in_flight=len(self._live),
-            view_hash=self._breakers.hash(),
+            view_hash=self._targets.breakers.hash(),
         )
 
     def ready(self) -> str:
         if not self.config.models:
             return "no model is configured"
-        if not self._loads.serves(""):
+        if not self._targets.loads.serves(""):
             return "no worker has been heard of"
         return ""
 
@@ -278,7 +186,7 @@ class Router(Actor):
 
     def _on_health(self, message: Message) -> None:
         try:
-            self._changes += self._breakers.fold(self.context.subjects.health.decode(message.data))
+            self._targets.fold(self.context.subjects.health.decode(message.data))
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
 
@@ -286,9 +194,7 @@ class Router(Actor):
         if entry.value is None:
             return
         try:
-            self._changes += self._breakers.fold(
-                msgspec.json.decode(entry.value, type=BreakerChanged)
-            )
+            self._targets.fold(msgspec.json.decode(entry.value, type=BreakerChanged))
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_entry", key=entry.key, error=str(error))
 
@@ -298,7 +204,7 @@ class Router(Actor):
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
-        self._loads.fold(beat, self.context.clock.now())
+        self._targets.loads.fold(beat, self.context.clock.now())
         if beat.actor == "worker":
             self._heard_worker.set()
 
@@ -310,12 +216,8 @@ class Router(Actor):
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
         if event.retry_after_s is not None and self.config.deployment(event.target) is not None:
-            self._pause(event.target, event.retry_after_s)
-
-    def _pause(self, target: str, seconds: float) -> None:
-        until = self.context.clock.now() + min(seconds, 120.0)
-        self._not_before[target] = max(until, self._not_before.get(target, 0.0))
-        self._changes += 1
+            now = self.context.clock.now()
+            self._targets.pause(event.target, event.retry_after_s, now=now)
 
     # ------------------------------------------------------------ requests in
 
@@ -335,7 +237,7 @@ class Router(Actor):
             life = self._admit(subject, api, message, options, request_id)
         else:
             life = options
-        if isinstance(life, _Life):
+        if isinstance(life, Life):
             self._advance(life)
         else:
             self._refuse(message.reply, api, life, request_id)
@@ -347,7 +249,7 @@ class Router(Actor):
         message: Message,
         options: Options,
         request_id: str,
-    ) -> _Life | f.Failure:
+    ) -> Life | f.Failure:
         now = self.context.clock.now()
         tenant = self._tenants.get(message.subject)
         if tenant is None:
@@ -373,14 +275,14 @@ class Router(Actor):
             return self._unknown(asked.model)
         total_s = model.timeouts.total_s if options.total_s is None else options.total_s
         self._turn += 1
-        life = _Life(
+        life = Life(
             request_id=request_id,
             tenant=tenant,
             api=api,
             reply=message.reply,
             body=message.data,
+            asked=asked,
             model=model,
-            model_name=asked.model,
             options=options,
             plan=Plan(
                 policy=model.retry,
@@ -390,19 +292,12 @@ class Router(Actor):
             ),
             began=now,
         )
-        if isinstance(asked, NativeRequest):
-            life.stream = bool(asked.stream)
-        elif isinstance(asked, ChatRequest):
-            life.stream = bool(asked.stream)
-            life.include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         if api == "messages":
             life.native_headers = {
                 name: message.headers[name][:NATIVE_HEADER_MAX]
                 for name in h.NATIVE
                 if name in message.headers
             }
-        if options.first_token_s is not None:
-            life.first_token_s = options.first_token_s
         life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
         self._live[request_id] = life
         self._inflight.set(len(self._live))
@@ -425,20 +320,17 @@ class Router(Actor):
 
     # ------------------------------------------------------------ the plan
 
-    def _advance(self, life: _Life) -> None:
+    def _advance(self, life: Life) -> None:
         """Ask the plan and do what it says, until something has to be waited for."""
         clock = self.context.clock
         while life.request_id in self._live:
             now = clock.now()
-            first = self._first_choice(life, now) if not life.decisions else None
-            candidates, skipped = (
-                ((first,), ()) if first is not None else self._options_now(life, now)
-            )
+            candidates, skipped = self._choices(life, now)
             step = life.plan.next(candidates, skipped, now=now)
             match step:
                 case Dispatch():
-                    if step.repeat and not self._budget(step.candidate.target, life).take(now):
-                        self._note(life, "answer", reason="retry_budget")
+                    if step.repeat and not self._budget(life, step).take(now):
+                        life.note("answer", now=now, reason="retry_budget")
                         self._answer_failure(life, life.plan.last or f.NoDeployment())
                         return
                     if self._dispatch(life, step, now):
@@ -448,7 +340,7 @@ class Router(Actor):
                     return
                 case Wait(until, reason):
                     wait_ms = max(0.0, until - now) * 1000
-                    self._note(life, "wait", reason=reason, wait_ms=wait_ms)
+                    life.note("wait", now=now, reason=reason, wait_ms=wait_ms)
                     life.provider_ms += wait_ms
                     self._set_timer(life, until, partial(self._advance, life))
                     return
@@ -456,137 +348,35 @@ class Router(Actor):
                     self._answer_failure(life, failure)
                     return
 
-    def _first_choice(self, life: _Life, now: float) -> Candidate | None:
-        """Where a request goes first, when there is nothing to it but the strategy."""
-        model = life.model
-        views = (self._changes, self._loads.version)
-        ready = self._ready.get(model.name)
-        if ready is None or ready.views != views or ready.model is not model or now >= ready.until:
-            ready = self._ready[model.name] = self._look(model, views, now)
-        if ready.group is None:
-            return None
-        chosen = ready.group.first(model.strategy, self._loads, self.context.clock.draw)
-        return self._candidate(chosen, probe=False)
+    def _choices(self, life: Life, now: float) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
+        targets, model, clock = self._targets, life.model, self.context.clock
+        wall = clock.wall()
+        if not life.decisions:
+            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw)
+            if first is not None:
+                return (first,), ()
+        claiming, life.claiming = life.claiming, False
+        return targets.order(model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming)
 
-    def _look(self, model: Model, views: tuple[int, int], now: float) -> _Ready:
-        found = self._filter(model, now)
-        wait_s = found.wait_s()
-        plain = not found.half_open and all(d.max_in_flight is None for d in model.deployments)
-        return _Ready(
-            model=model,
-            views=views,
-            # An open target that nobody speaks for turns half-open by itself: look again in time.
-            until=now + (_LOOK_S if wait_s is None else min(wait_s, _LOOK_S)),
-            group=Group(found.usable) if plain and found.usable else None,
-            by_id={d.id: d for d in model.deployments},
-        )
+    def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
+        return self._targets.budget(step.candidate.target, life.model.retry.budget)
 
-    def _filter(self, model: Model, now: float) -> Filtered:
-        return filter_targets(
-            model.deployments,
-            breakers=self._breakers,
-            load=self._loads,
-            not_before=self._not_before,
-            now=now,
-            now_wall=self.context.clock.wall(),
-        )
-
-    def _options_now(
-        self, life: _Life, now: float
-    ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
-        """The model's targets as the views show them at this moment, in the strategy's order."""
-        model = life.model
-        found = self._filter(model, now)
-        ordered = STRATEGIES[model.strategy](found.usable, self._loads, self.context.clock.draw)
-        # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
-        probes = [
-            self._candidate(d, probe=True)
-            for d in found.half_open
-            if self._claims.get((d.id, self._breakers.epoch(d.id))) is None or life.claiming
-        ]
-        life.claiming = False
-        skipped = [
-            Skipped(
-                d.deployment.id,
-                d.reason.value,
-                None if d.wait_s is None else now + d.wait_s,
-            )
-            for d in found.dropped
-        ]
-        if not probes:
-            skipped += [Skipped(d.id, "half_open", now + 1.0) for d in found.half_open]
-        return (
-            (*probes, *(self._candidate(d, probe=False) for d in ordered)),
-            tuple(skipped),
-        )
-
-    def _candidate(self, deployment: Deployment, *, probe: bool) -> Candidate:
-        return Candidate(
-            deployment=deployment.id,
-            target=deployment.id,
-            keys=len(deployment.api_keys),
-            epoch=self._breakers.epoch(deployment.id),
-            probe=probe,
-        )
-
-    def _deployment(self, model: Model, id_: str) -> Deployment:
-        """Of the model as the request found it, whatever the configuration says by now."""
-        ready = self._ready.get(model.name)
-        if ready is not None and ready.model is model:
-            return ready.by_id[id_]
-        return next(d for d in model.deployments if d.id == id_)
-
-    def _budget(self, target: str, life: _Life) -> RetryBudget:
-        budget = self._budgets.get(target)
-        if budget is None:
-            budget = self._budgets[target] = RetryBudget(life.model.retry.budget)
-        return budget
-
-    def _dispatch(self, life: _Life, step: Dispatch, now: float) -> bool:
+    def _dispatch(self, life: Life, step: Dispatch, now: float) -> bool:
         """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
         clock, target = self.context.clock, step.candidate.target
-        deployment = self._deployment(life.model, step.candidate.deployment)
-        worker = self._loads.choose_worker(deployment.pool, clock.draw(), now=now)
+        deployment = self._targets.deployment(life.model, step.candidate.deployment)
+        worker = self._targets.loads.choose_worker(deployment.pool, clock.draw(), now=now)
         life.dispatch = step
         life.started = False
         if worker is None:
             life.plan.turned_away()
             return False
         if not step.repeat:
-            self._budget(target, life).request(now)
-        left_s = life.plan.deadline - now
-        timeouts, options = life.model.timeouts, life.options
-        work = Work(
-            request=life.request_id,
-            attempt=step.attempt,
-            tenant=life.tenant,
-            api=life.api,
-            model=life.model_name,
-            provider_model=deployment.provider_model(life.model_name, name=life.model.name),
-            deployment=deployment.id,
-            target=target,
-            answer_to=life.reply,
-            body=Raw(life.body),
-            stream=life.stream,
-            include_usage=life.include_usage,
-            connect_s=min(timeouts.connect_s, left_s),
-            first_token_s=min(life.first_token_s, left_s),
-            idle_s=timeouts.idle_s,
-            total_s=left_s,
-            key=step.key,
-            epoch=step.candidate.epoch,
-            spent_ms=(now - life.began) * 1000,
-            provider_ms=life.provider_ms,
-            native_headers=life.native_headers if deployment.wire == "anthropic" else {},
-            traceparent=options.traceparent,
-            user=options.user,
-            org=options.org,
-            feature=options.feature,
-            properties=options.properties,
-        )
-        self._note(
-            life,
+            self._budget(life, step).request(now)
+        work = life.work(step, deployment, now=now)
+        life.note(
             "dispatch",
+            now=now,
             deployment=deployment.id,
             worker=worker,
             epoch=step.candidate.epoch,
@@ -594,7 +384,7 @@ class Router(Actor):
         )
         life.worker = worker
         self._holding.setdefault(worker, set()).add(life.request_id)
-        self._loads.dispatched(worker, target, life.request_id)
+        self._targets.loads.dispatched(worker, target, life.request_id)
         reply = life.inbox.subject if life.inbox is not None else ""
         subjects = self.context.subjects
         try:
@@ -612,19 +402,15 @@ class Router(Actor):
             )
         return True
 
-    def _claim(self, life: _Life, candidate: Candidate) -> None:
+    def _claim(self, life: Life, candidate: Candidate) -> None:
         """One probe per epoch in the whole cluster; one claim per epoch of this router."""
-        place = (candidate.target, candidate.epoch)
-        if place in self._claims:
+        if self._targets.may_claim(candidate):
+            self._tasks.spawn(self._claim_probe(life, candidate))
+        else:
             life.plan.claimed(candidate, won=False)
             self._set_timer(life, self.context.clock.now(), partial(self._advance, life))
-            return
-        if len(self._claims) >= _CLAIMS_KEPT:
-            self._claims.clear()
-        self._claims[place] = False
-        self._tasks.spawn(self._claim_probe(life, candidate))
 
-    async def _claim_probe(self, life: _Life, candidate: Candidate) -> None:
+    async def _claim_probe(self, life: Life, candidate: Candidate) -> None:
         subject = self.context.subjects.probe
         won = False
         try:
@@ -637,7 +423,6 @@ class Router(Actor):
             self.context.log.warning(
                 "probe_not_claimed", target=candidate.target, error=repr(error)
             )
-        self._claims[candidate.target, candidate.epoch] = won
         if life.request_id in self._live:
             life.plan.claimed(candidate, won=won)
             life.claiming = won
@@ -645,12 +430,12 @@ class Router(Actor):
 
     # ------------------------------------------------------------ replies
 
-    def _on_reply(self, life: _Life, message: Message) -> None:
+    def _on_reply(self, life: Life, message: Message) -> None:
         if life.request_id not in self._live:
             return
         if message.no_responders:
             # The worker's subject has no listener: it was never asked.
-            self._loads.remove(life.worker)
+            self._targets.loads.remove(life.worker)
             self._release(life)
             life.plan.turned_away()
             self._advance(life)
@@ -668,7 +453,7 @@ class Router(Actor):
             return
         self._on_finished(life, reply)
 
-    def _on_finished(self, life: _Life, reply: Finished) -> None:
+    def _on_finished(self, life: Life, reply: Finished) -> None:
         failure = reply.failure
         life.provider_ms += reply.provider_ms
         self._release(life)
@@ -676,23 +461,19 @@ class Router(Actor):
             self._end(life, reply)
             return
         if isinstance(failure, f.WorkerBusy):
-            self._note(life, "skip", reason="worker_busy")
+            now = self.context.clock.now()
+            life.note("skip", now=now, reason="worker_busy")
             life.plan.turned_away()
-            self._set_timer(life, self.context.clock.now() + 0.02, partial(self._advance, life))
+            self._set_timer(life, now + _BUSY_S, partial(self._advance, life))
             return
         self._failed(life, failure)
 
-    def _failed(self, life: _Life, failure: f.Failure) -> None:
-        step = life.dispatch
+    def _failed(self, life: Life, failure: f.Failure) -> None:
+        step, now = life.dispatch, self.context.clock.now()
         if isinstance(failure, f.RateLimited) and step is not None:
-            self._pause(step.candidate.target, f.retry_after_s(failure) or 0.0)
-        self._note(
-            life,
-            "failed",
-            deployment=step.candidate.deployment if step else "",
-            reason=f.kind(failure),
-        )
-        life.plan.failed(failure, now=self.context.clock.now(), draw=self.context.clock.draw())
+            self._targets.pause(step.candidate.target, f.retry_after_s(failure) or 0.0, now=now)
+        life.note("failed", now=now, deployment=life.deployment, reason=f.kind(failure))
+        life.plan.failed(failure, now=now, draw=self.context.clock.draw())
         self._advance(life)
 
     def _on_cancel(self, message: Message) -> None:
@@ -708,39 +489,27 @@ class Router(Actor):
             return  # the worker heard it too, and tells how far it had come
         self._end(life, None, failure=f.Cancelled(cancel.reason))
 
-    def _on_deadline(self, life: _Life) -> None:
+    def _on_deadline(self, life: Life) -> None:
         """The worker's own timers should have ended the attempt: it is silent, so we answer."""
         self._abandon(life, "deadline")
         self._lost(life, f.TotalTimeout("the deadline of the request passed"))
 
-    def _lost(self, life: _Life, failure: f.Failure) -> None:
+    def _lost(self, life: Life, failure: f.Failure) -> None:
         """The attempt's worker will not answer any more."""
         started = life.started
         self._release(life)
         if started:
             kind = f.kind(failure)
-            self._publish(
-                life.reply,
-                b"",
-                {
-                    h.END: "partial",
-                    h.PARTIAL: kind,
-                    h.REQUEST_ID: life.request_id,
-                    h.MODEL: _ascii(life.model_name),
-                    h.DEPLOYMENT: life.dispatch.candidate.deployment if life.dispatch else "",
-                    h.RUNG: "primary",
-                    h.CACHE: "bypass",
-                    h.ATTEMPTS: str(life.plan.attempts),
-                    h.COST_USD: "unknown",
-                },
-            )
+            facts = life.facts("primary")
+            facts.update({h.END: "partial", h.PARTIAL: kind, h.COST_USD: "unknown"})
+            self._publish(life.reply, b"", facts)
             self._end(life, None, failure=failure, partial=kind)
         elif isinstance(failure, f.TotalTimeout):
             self._answer_failure(life, failure)
         else:
             self._failed(life, failure)
 
-    def _abandon(self, life: _Life, reason: str) -> None:
+    def _abandon(self, life: Life, reason: str) -> None:
         """Should the worker live after all, it must stop this attempt."""
         if life.dispatch is None:
             return
@@ -788,7 +557,7 @@ class Router(Actor):
     def _on_worker_lost(self, worker: str) -> None:
         held = self._holding.pop(worker, set())
         self._missed.pop(worker, None)
-        self._loads.remove(worker)
+        self._targets.loads.remove(worker)
         if held:
             self.context.log.warning("worker_lost", worker=worker, requests=len(held))
         for request_id in held:
@@ -797,7 +566,7 @@ class Router(Actor):
                 self._abandon(life, "worker_lost")
                 self._lost(life, f.WorkerLost("the worker that held the request is gone"))
 
-    def _release(self, life: _Life) -> None:
+    def _release(self, life: Life) -> None:
         """The attempt is out of its worker's hands."""
         worker, life.worker = life.worker, ""
         if life.timer is not None:
@@ -809,28 +578,18 @@ class Router(Actor):
             if not held:
                 del self._holding[worker]
         if worker and life.dispatch is not None:
-            self._loads.finished(worker, life.dispatch.candidate.target, life.request_id)
+            self._targets.loads.finished(worker, life.dispatch.candidate.target, life.request_id)
 
     # ------------------------------------------------------------ the end
 
-    def _answer_failure(self, life: _Life, failure: f.Failure) -> None:
-        dispatch = life.dispatch
-        extra = {
-            h.REQUEST_ID: life.request_id,
-            h.MODEL: _ascii(life.model_name),
-            h.RUNG: "error",
-            h.CACHE: "bypass",
-            h.ATTEMPTS: str(life.plan.attempts),
-        }
-        if dispatch is not None:
-            extra[h.DEPLOYMENT] = dispatch.candidate.deployment
+    def _answer_failure(self, life: Life, failure: f.Failure) -> None:
         body = error_body(failure, life.api, life.request_id)
-        self._publish(life.reply, body, error_headers(failure, extra))
+        self._publish(life.reply, body, error_headers(failure, life.facts("error")))
         self._end(life, None, failure=failure)
 
     def _end(
         self,
-        life: _Life,
+        life: Life,
         reply: Finished | None,
         *,
         failure: f.Failure | None = None,
@@ -846,96 +605,50 @@ class Router(Actor):
             self._idle.set()
         if reply is not None:
             failure, partial = reply.failure, reply.partial
-        outcome = _outcome(failure, partial)
-        clock = self.context.clock
-        duration_s = clock.now() - life.began
-        overhead_s = max(0.0, duration_s - life.provider_ms / 1000)
-        if reply is not None and life.stream and reply.failure is None:
-            overhead_s = max(0.0, (clock.now() - life.began) - reply.duration_ms / 1000)
-        rung = "error" if failure is not None and not partial else "primary"
-        deployment = life.dispatch.candidate.deployment if life.dispatch else ""
-        meters = self._measure(life.model.name, deployment, outcome, rung)
-        meters.requests.add()
-        meters.duration.observe(duration_s)
-        meters.overhead.observe(overhead_s)
-        event = RequestFinished(
-            request=life.request_id,
-            tenant=life.tenant,
-            api=life.api,
-            model=life.model_name,
-            outcome=outcome,
+        clock, context = self.context.clock, self.context
+        event = life.finished(
+            now=clock.now(),
             at=clock.wall(),
-            router=self.context.id,
-            deployment=deployment,
-            rung=rung,
-            attempts=life.plan.attempts,
-            stream=life.stream,
-            duration_ms=duration_s * 1000,
-            overhead_ms=overhead_s * 1000,
-            first_token_ms=reply.first_token_ms if reply else None,
-            usage=reply.usage if reply else None,
-            cost_nano_usd=reply.cost_nano_usd if reply else None,
-            user=life.options.user,
-            org=life.options.org,
-            feature=life.options.feature,
-            properties=life.options.properties,
-            decisions=life.decisions,
+            router=context.id,
             config_revision=self.config_revision,
-            traceparent=life.options.traceparent,
+            reply=reply,
+            failure=failure,
+            partial=partial,
         )
+        meters = self._measure(life.model.name, event.deployment, event.outcome, event.rung)
+        meters.requests.add()
+        meters.duration.observe(event.duration_ms / 1000)
+        meters.overhead.observe(event.overhead_ms / 1000)
         self._publish(
-            self.context.subjects.request.at(life.tenant, outcome),
-            self.context.subjects.request.encode(event),
+            context.subjects.request.at(life.tenant, event.outcome),
+            context.subjects.request.encode(event),
             cloudevents.headers_for(
                 RequestFinished,
-                source=f"router/{self.context.id}",
+                source=f"router/{context.id}",
                 at=event.at,
                 id_=clock.new_id("evt_"),
-                traceparent=life.options.traceparent,
+                traceparent=event.traceparent,
             ),
         )
-        self.context.log.info(
+        context.log.info(
             "request",
-            request=life.request_id,
-            tenant=life.tenant,
-            model=life.model_name,
-            deployment=deployment,
-            outcome=outcome,
-            attempts=life.plan.attempts,
-            stream=life.stream,
-            duration_ms=round(duration_s * 1000, 2),
+            request=event.request,
+            tenant=event.tenant,
+            model=event.model,
+            deployment=event.deployment,
+            outcome=event.outcome,
+            attempts=event.attempts,
+            stream=event.stream,
+            duration_ms=round(event.duration_ms, 2),
             failure="" if failure is None else f.kind(failure),
         )
 
     # ------------------------------------------------------------ small things
 
-    def _set_timer(self, life: _Life, when: float, callback: "partial[None]") -> None:
+    def _set_timer(self, life: Life, when: float, callback: "partial[None]") -> None:
         if life.timer is not None:
             life.timer.cancel()
         life.timer = self.context.clock.call_at(when, callback)
-
-    def _note(
-        self,
-        life: _Life,
-        step: str,
-        *,
-        deployment: str = "",
-        worker: str = "",
-        reason: str = "",
-        epoch: int = 0,
-        wait_ms: float = 0.0,
-    ) -> None:
-        life.decisions.append(
-            Decision(
-                step=step,
-                at_ms=(self.context.clock.now() - life.began) * 1000,
-                deployment=deployment,
-                worker=worker,
-                reason=reason,
-                epoch=epoch,
-                wait_ms=wait_ms,
-            )
-        )
 
     def _publish(self, subject: str, data: bytes, headers: dict[str, str], reply: str = "") -> None:
         try:
@@ -960,15 +673,3 @@ class Router(Actor):
                 overhead=metrics.histogram("breakwater_overhead_seconds", model=model),
             )
         return meters
-
-
-def _outcome(failure: f.Failure | None, partial: str) -> str:
-    if isinstance(failure, f.Cancelled):
-        return "cancelled"
-    if partial:
-        return "partial"
-    return "ok" if failure is None else f.spec(failure).code
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode("ascii")[:200]

@@ -6,14 +6,12 @@ from typing import Final
 import msgspec
 
 from breakwater_protocol import failures as f
-from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest, NativeRequest
+from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest, NativeRequest
 
 STRUCTURE_MAX: Final = 200_000
 """Colons and commas a body may hold outside of what they mean: a bound on what decoding can cost."""
 _LARGE: Final = 256 * 1024
 
-
-Asked = ChatRequest | EmbeddingsRequest | NativeRequest
 
 _DECODERS: Final[dict[str, msgspec.json.Decoder[Asked]]] = {
     "chat": msgspec.json.Decoder(ChatRequest),

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from breakwater_gateway.simulator.content import WORDS
+from breakwater_gateway.simulator.words import WORDS
 from breakwater_gateway.simulator.script import mix
 from breakwater_gateway.simulator.turns import Json
 

@@ -64,6 +64,8 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "cl
     """How the wait is told: `retry-after` in seconds or as a date, `retry-after-ms`, or in the message only."""
     after_tokens: Count = 0
     """For `stall` and `cut`: tokens that are still sent."""
+    before_first: bool = False
+    """For `error_in_200` of a stream: the error is its very first event."""
     message: str | None = None
     headers: dict[str, str] = {}
 
@@ -92,6 +94,12 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
     end_without_done: bool = False
     drip: bool = False
     """One byte a write."""
+    split_bytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """A write carries from 1 to so many bytes of a stream, wherever that cuts it; 0: whole events."""
+    crlf: bool = False
+    """Lines of a stream end in CR LF."""
+    keep_alive_every: Count = 0
+    """Before each so many events of a stream comes one that says nothing: a comment or a ping."""
 
     # Content.
     mode: Literal["lorem", "echo"] = "lorem"
@@ -100,10 +108,16 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 16
     """Of a lorem answer."""
     chunk_tokens: Annotated[int, Meta(ge=1, le=100_000)] = 1
+    thinking: str | None = None
+    """What it thinks before it answers, where the API shows that."""
     obfuscation: bool = False
-    """Pads each chunk as OpenAI does against traffic analysis."""
+    """Pads each chunk as OpenAI does against traffic analysis (Bedrock always does, its own way)."""
+    dialect: Literal["", "openai", "mistral"] = ""
+    """Whose manners `/v1/chat/completions` has; empty: Mistral's in a lane of that name, else OpenAI's."""
     tool_calls: Literal["forced", "always", "never"] = "forced"
     """Whether tools are called: when the request forces one, whenever there are any, or never."""
+    parallel_calls: Annotated[int, Meta(ge=1, le=32)] = 1
+    """How many calls at once, of the tools in turn, unless the request wants no parallel ones."""
     tool_arguments: str | None = None
     """Sent as the arguments, valid or not; else they are made to fit the tool's schema."""
     embedding_dimensions: Annotated[int, Meta(ge=1, le=16_384)] | None = None
@@ -113,6 +127,8 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     cached_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    """Both are part of `prompt_tokens`, whatever the API adds up."""
     reasoning_tokens: Count | None = None
 
     # Limits.
@@ -120,6 +136,8 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
     """The keys that are valid; empty: any, and none."""
     models: tuple[str, ...] = ()
     """The models that exist; empty: any."""
+    alternate: bool = False
+    """Anthropic: refuse two turns of one role in a row, which it otherwise joins."""
     reasoning: bool | None = None
     """Whether it rejects what reasoning models reject; by default its name says."""
     capacity: Positive | None = None
@@ -182,14 +200,24 @@ class Exceeded(Struct, frozen=True):
     wait_s: float = 0.0
 
 
+class Rate(Struct, frozen=True):
+    """How a rate limit stands."""
+
+    name: Literal["requests", "tokens"]
+    limit: int
+    remaining: int
+    reset_s: float
+    """Until the bucket is full again."""
+
+
 class Verdict(Struct, frozen=True):
     script: Script
     draw: float
     """In [0, 1), of this request and its repetition; 0 where the script leaves nothing to chance."""
     fault: Fault | None = None
     exceeded: Exceeded | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-    """`x-ratelimit-*`, where the script has rates."""
+    rates: tuple[Rate, ...] = ()
+    """Of the key, where the script has any."""
 
 
 class Bucket(Struct):
@@ -273,14 +301,14 @@ class Book:
         script = rule.script
         # Drawing costs memory of what came before: only for scripts that leave something to chance.
         draw = self._draw(call.chance) if script.faults or script.first_token_jitter_ms else 0.0
-        headers: tuple[tuple[str, str], ...] = ()
+        rates: tuple[Rate, ...] = ()
         exceeded = _over_size(rule, call)
         if exceeded is None and (script.rpm or script.tpm):
-            exceeded, headers = self._take(rule, call, now)
+            exceeded, rates = self._take(rule, call, now)
         if exceeded is not None:
-            return Verdict(script, draw, exceeded=exceeded, headers=headers)
+            return Verdict(script, draw, exceeded=exceeded, rates=rates)
         fault = _choose(rule, draw, now) if script.faults else None
-        return Verdict(script, draw, fault=fault, headers=headers)
+        return Verdict(script, draw, fault=fault, rates=rates)
 
     def begun(self, lane: str, model: str, key: str) -> "_Rule":
         """Counts a call as in flight; pass what it returns to `ended`."""
@@ -329,7 +357,7 @@ class Book:
 
     def _take(
         self, rule: _Rule, call: Call, now: float
-    ) -> tuple[Exceeded | None, tuple[tuple[str, str], ...]]:
+    ) -> tuple[Exceeded | None, tuple[Rate, ...]]:
         script = rule.script
         who = (call.lane, call.model, call.key)
         found = rule.buckets.pop(who, None)
@@ -342,29 +370,24 @@ class Book:
         if len(rule.buckets) > self.buckets_max:
             rule.buckets.popitem(last=False)
         exceeded = None
-        wanted = tuple(zip(("requests", "tokens"), found, (1, call.tokens), strict=True))
+        names: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
+        wanted = tuple(zip(names, found, (1, call.tokens), strict=True))
         for name, bucket, amount in wanted:
             if bucket is None:
                 continue
             bucket.refill(now)
             if exceeded is None and bucket.level < amount:
                 used = bucket.capacity - math.floor(bucket.level)
-                limit: Literal["requests", "tokens"] = (
-                    "requests" if name == "requests" else "tokens"
-                )
-                exceeded = Exceeded(limit, bucket.capacity, used, amount, bucket.wait_s(amount))
-        headers = []
+                exceeded = Exceeded(name, bucket.capacity, used, amount, bucket.wait_s(amount))
+        rates = []
         for name, bucket, amount in wanted:
             if bucket is None:
                 continue
             if exceeded is None:
                 bucket.level -= amount
-            headers += [
-                (f"x-ratelimit-limit-{name}", str(bucket.capacity)),
-                (f"x-ratelimit-remaining-{name}", str(max(0, math.floor(bucket.level)))),
-                (f"x-ratelimit-reset-{name}", go_duration(bucket.wait_s(bucket.capacity))),
-            ]
-        return exceeded, tuple(headers)
+            left = max(0, math.floor(bucket.level))
+            rates.append(Rate(name, bucket.capacity, left, bucket.wait_s(bucket.capacity)))
+        return exceeded, tuple(rates)
 
 
 def _over_size(rule: _Rule, call: Call) -> Exceeded | None:
@@ -401,14 +424,3 @@ def mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return value ^ (value >> 31)
-
-
-def go_duration(seconds: float) -> str:
-    """As OpenAI writes resets: `6ms`, `1.5s`, `1m2s`, `0s`."""
-    if seconds <= 0:
-        return "0s"
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    shown = f"{rest:.3f}".rstrip("0").rstrip(".")
-    return f"{int(minutes)}m{shown}s" if minutes else f"{shown}s"

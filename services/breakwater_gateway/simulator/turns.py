@@ -39,6 +39,8 @@ class Turn(Struct, frozen=True):
     """The caller wants no parallel tool calls."""
     echo: Json = None
     """What the answer repeats of the request, where the API does."""
+    framing: str = ""
+    """How the stream is framed, where the API has several ways."""
 
 
 class ToolUse(Struct, frozen=True):
@@ -78,6 +80,19 @@ class Choice(Struct, frozen=True):
     def written(self) -> int:
         """Tokens of the text and the calls."""
         return len(self.pieces) + sum(len(call.pieces) for call in self.calls)
+
+
+class Embedding(Struct, frozen=True):
+    """A request for embeddings, checked."""
+
+    model: str
+    inputs: tuple[str, ...]
+    dimensions: int
+    prompt_tokens: int
+    encodings: tuple[str, ...] = ("float",)
+    """`float`, `base64`, or Cohere's integer kinds."""
+    framing: str = ""
+    """Of the answer, where the API has several ways."""
 
 
 class Counts(Struct, frozen=True):

@@ -6,7 +6,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 
-def _vector(text: str, dimensions: int, seed: int, *, as_base64: bool) -> str | list[float]:
+def vector(text: str, dimensions: int, seed: int, *, as_base64: bool) -> str | list[float]:
     """The normalised sum of a random direction for each word; base64 is of float32, little-endian."""
     import numpy as np
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from breakwater_gateway.worker.wire.openai_chat.errors import classify, not_json
+from breakwater_gateway.worker.wire.openai_chat.fields import UNREADABLE
 from breakwater_gateway.worker.wire.openai_chat.usage import WireUsage
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
@@ -114,7 +115,7 @@ def decode_answer(body: bytes, *, api: str, encoding: str | None = None) -> Answ
         return _decode_embeddings(body, encoding)
     try:
         answer = _chat_answer.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return f.MalformedAnswer(not_json(body), provider_status=200)
     if answer.error is not UNSET and bytes(answer.error) != b"null":
         return classify(200, {}, body, now=0.0)
@@ -138,7 +139,7 @@ def _decode_embeddings(body: bytes, encoding: str | None) -> Answer | f.Failure:
         first = _embedding.decode(answer.data[0])
         if isinstance(first.embedding, str) != (wanted == "base64"):
             body = _reencode(body, answer.data, wanted)
-    except (msgspec.MsgspecError, RecursionError, ValueError, struct.error):
+    except (*UNREADABLE, ValueError, struct.error):
         return f.MalformedAnswer(not_json(body), provider_status=200)
     return Answer(body=body, usage=answer.usage.normal() if answer.usage else None)
 
@@ -217,7 +218,7 @@ class ChatStream:
             return _QUIET
         try:
             event = _stream_event.decode(data)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return f.MalformedAnswer(
                 "the provider's stream holds an event that is not the JSON its API promises",
                 provider_status=200,
@@ -248,7 +249,7 @@ class ChatStream:
 def _says_something(delta: Raw) -> bool:
     try:
         parts = _fields.decode(delta)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return False
     return any(
         name != "role" and bytes(value) not in {b'""', b"null", b"[]", b"{}"}

@@ -80,10 +80,6 @@ def _one(texts: list[str]) -> str:
     return texts[0]
 
 
-class _ByType(Struct):
-    float: list[list[float]] | None = None
-
-
 class _Vector(Struct):
     embedding: list[float]
 
@@ -95,7 +91,6 @@ class _Answer(Struct):
 
 
 _answer: Final = msgspec.json.Decoder(_Answer).decode
-_by_type: Final = msgspec.json.Decoder(_ByType).decode
 _vectors: Final = msgspec.json.Decoder(list[list[float]]).decode
 _objects: Final = msgspec.json.Decoder(list[_Vector]).decode
 
@@ -134,7 +129,8 @@ def _read(answer: _Answer) -> list[list[float]]:
     if bytes(raw) == o.NULL:
         return []
     if bytes(raw)[:1] == b"{":
-        return _by_type(raw).float or []
+        by_type = o.fields_of(raw)
+        return _vectors(by_type["float"]) if "float" in by_type else []
     try:
         return _vectors(raw)
     except msgspec.ValidationError:

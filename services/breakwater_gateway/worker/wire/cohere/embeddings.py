@@ -52,17 +52,12 @@ def encode_embeddings(request: n.Embeddings, target: n.Target) -> n.Call:
     return n.Call(path=PATHS["embeddings"], body=o.encode(body), dropped=dropped.names)
 
 
-class _ByType(Struct):
-    float: list[list[float]] | None = None
-
-
 class _Answer(Struct):
     embeddings: Raw = Raw(o.NULL)
     meta: Raw = Raw(o.NULL)
 
 
 _answer: Final = msgspec.json.Decoder(_Answer).decode
-_by_type: Final = msgspec.json.Decoder(_ByType).decode
 _vectors: Final = msgspec.json.Decoder(list[list[float]]).decode
 
 
@@ -91,5 +86,6 @@ def _read(raw: Raw) -> list[list[float]]:
     if bytes(raw) == o.NULL:
         return []
     if bytes(raw)[:1] == b"{":
-        return _by_type(raw).float or []
+        by_type = o.fields_of(raw)
+        return _vectors(by_type["float"]) if "float" in by_type else []
     return _vectors(raw)

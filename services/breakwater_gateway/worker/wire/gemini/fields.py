@@ -97,8 +97,6 @@ def canonical(value: Any, within: str = "") -> Any:  # noqa: ANN401 - JSON
         empty = kept is None or (name in _EMPTY_IS_UNSET and kept in ({}, []))
         if not empty and not (name in {"thought", "includeThoughts"} and kept is False):
             found[name] = kept
-    if within == "systemInstruction":
-        found.pop("role", None)
     return found
 
 

@@ -6,6 +6,7 @@ where the vocabulary has no word for them. Fields left over inside the held obje
 name. Source: Gemini API reference, "Content", "Part".
 """
 
+import base64
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -258,8 +259,6 @@ def _extra(given: dict[str, Raw], field: str, held: dict[str, Raw]) -> n.Extra:
 
 # ---------------------------------------------------------------- encoding
 
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
-
 SKIP_SIGNATURE: Final = "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="
 """Stands for the signature of a call that another model made: `skip_thought_signature_validator`, in base64.
 Source: Gemini API documentation, "Thought signatures"."""
@@ -352,8 +351,14 @@ def merged(written: Body, extra: n.Extra) -> Body:
 
 
 def is_base64(signature: str) -> bool:
-    """Clients of this API decode signatures, so what is no base64 cannot be told them."""
-    return _BASE64.fullmatch(signature) is not None
+    """Clients of this API decode signatures, strictly, so what is no base64 cannot be told them."""
+    told = standard_base64(signature)
+    try:
+        return bool(told) and base64.b64encode(base64.b64decode(told, validate=True)) == (
+            told.encode()
+        )
+    except ValueError:
+        return False
 
 
 def _encode_thinking(item: n.Thinking, dropped: Dropped) -> Body | None:
@@ -405,7 +410,9 @@ def encode_result(item: n.ToolResult, dropped: Dropped, *, name: str, native: bo
     texts: list[str] = []
     media: list[object] = []
     for content in item.content:
-        if isinstance(content, n.Text | n.Refusal):
+        if isinstance(content, n.Text | n.Refusal) or (
+            isinstance(content, n.Document) and content.text
+        ):
             texts.append(content.text)
         else:
             written = encode_part(content, dropped, native=native)

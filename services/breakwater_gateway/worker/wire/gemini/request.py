@@ -90,6 +90,10 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
     config = given.sub("generationConfig") or g.Taken(b"{}", "generationConfig")
     tool_config = given.sub("toolConfig") or g.Taken(b"{}", "toolConfig")
     stream = asked is not None and asked.verb == "streamGenerateContent"
+    layout: n.Layout = {}
+    if bytes(config.given.get("responseModalities", Raw(b""))) in _TEXT_ONLY:
+        # The default, which many clients spell out.
+        layout["generationConfig.responseModalities"] = config.given.pop("responseModalities")
     return n.Request(
         dialect="gemini",
         model=model,
@@ -113,7 +117,11 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
         stream=stream,
         usage_wanted=stream,
         extra=_rest(given, config, tool_config),
+        layout=layout,
     )
+
+
+_TEXT_ONLY: Final = (b'["TEXT"]', b'["text"]')
 
 
 def _bare(model: str) -> str:
@@ -150,10 +158,18 @@ def _turns(given: g.Taken) -> list[n.Turn]:
     calls = _Calls()
     system = given.sub("systemInstruction")
     if system is not None:
-        # Its role means nothing: the field says what it is.
-        system.take("role", g.TEXT)
         found = _parts(system, calls, 0)
-        turns.append(n.Turn(role="system", parts=found, plain=_is_plain(found), extra=system.given))
+        # Its role means nothing: the field says what it is.
+        role = system.given.pop("role", None)
+        turns.append(
+            n.Turn(
+                role="system",
+                parts=found,
+                plain=_is_plain(found),
+                extra=system.given,
+                layout={} if role is None else {"role": role},
+            )
+        )
     contents = given.items("contents")
     if len(contents) > CONTENTS_MAX:
         raise BadRequest(f"contents: at most {CONTENTS_MAX} turns.", "contents")

@@ -70,7 +70,7 @@ def _native(request: n.Request, dropped: Dropped) -> Body:
     for turn in request.turns:
         written: Body = {"parts": _native_parts(turn, dropped)}
         if turn.role == "system" and "systemInstruction" not in body and not contents:
-            body["systemInstruction"] = written | turn.extra
+            body["systemInstruction"] = written | turn.extra | turn.layout
             continue
         written["role"] = _NATIVE_ROLES[turn.role]
         contents.append(written | turn.extra)
@@ -90,7 +90,7 @@ def _native(request: n.Request, dropped: Dropped) -> Body:
         )
     if request.service_tier:
         body["serviceTier"] = request.service_tier
-    for name, raw in request.extra.items():
+    for name, raw in (request.extra | request.layout).items():
         head, dot, field = name.partition(".")
         if dot and head == "generationConfig":
             config[field] = raw

@@ -14,7 +14,8 @@ from breakwater_gateway.worker.wire.openai_chat.embeddings import (
 from breakwater_gateway.worker.wire.openai_chat.errors import classify
 from breakwater_gateway.worker.wire.openai_chat.quirks import QUIRKS, Quirks, by_provider
 from breakwater_gateway.worker.wire.openai_chat.request import decode_request, encode_request
-from breakwater_gateway.worker.wire.openai_chat.stream import StreamDecoder, StreamEncoder
+from breakwater_gateway.worker.wire.openai_chat.stream import StreamDecoder
+from breakwater_gateway.worker.wire.openai_chat.stream_out import StreamEncoder
 from breakwater_gateway.worker.wire.openai_chat.usage import usage
 
 __all__ = [

@@ -26,6 +26,9 @@ from breakwater_protocol import failures as f
 TEXT_MAX: Final = 1000
 """Characters of a provider's message that are kept."""
 
+_MATCHED_MAX: Final = 4000
+"""Characters of a message that sentences are looked for in."""
+
 _RESET_MAX_S: Final = 31 * 86400.0
 
 _Kind = type[f.Failure]
@@ -286,7 +289,7 @@ def _said(fields: dict[str, Raw], message: str) -> _Said:
     param = fields.get("param")
     metadata = fields.get("metadata")
     return _Said(
-        message=message,
+        message=message[:_MATCHED_MAX],
         code=code,
         type=text_or(fields.get("type")) or text_or(fields.get("status")),
         param=text_or(param)[:200] if param is not None and is_text(param) else None,

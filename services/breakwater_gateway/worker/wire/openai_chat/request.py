@@ -307,6 +307,9 @@ def _tools(request: Request, out: "_Body") -> None:
     if tools or (writer.native and not request.tools):
         out.put("tool_choice", _choice(request.tool_choice, quirks, writer))
         out.put("parallel_tool_calls", request.parallel_tools)
+    elif request.tool_choice is not None and request.tool_choice.mode in {"required", "named"}:
+        # The host refuses a choice among no tools.
+        writer.drop("tool_choice")
 
 
 def _extras(extra: Extra, out: "_Body") -> None:
@@ -317,6 +320,8 @@ def _extras(extra: Extra, out: "_Body") -> None:
         elif name == "stream_options":
             if isinstance(mine, dict):
                 mine.update(decode_fields(raw))
+            else:
+                out.writer.drop(name)
         elif mine is None:
             out.put(name, raw)
 

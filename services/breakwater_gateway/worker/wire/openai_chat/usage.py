@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
+from breakwater_gateway.worker.wire.openai_chat.fields import UNREADABLE
 from breakwater_protocol.chat import Usage
 
 TOKENS_MAX: Final = 2**40
@@ -83,7 +84,7 @@ def read_usage(raw: Raw | bytes, *, thoughts_beside: bool = False) -> Usage | No
     """None for what is no usage object."""
     try:
         return _usage.decode(raw).normal(thoughts_beside=thoughts_beside)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -28,6 +28,7 @@ from breakwater_gateway.worker.wire.responses.items import (
     object_of,
     parts_of_output,
     reasoning_item,
+    signed,
 )
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
@@ -95,6 +96,9 @@ def written_usage(used: Usage) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------- decode
+
+TIERS: Final = frozenset({"auto", "default", "flex", "priority", "scale"})
+"""Values of `service_tier` here; other providers have others."""
 
 _NEUTRAL: Final = ("id", "model", "output", "status", "object")
 
@@ -219,7 +223,7 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
         response["incomplete_details"] = incomplete(candidate.finish)
         if state == "failed":
             response["error"] = failed_error(f.ServerError("the provider stopped with an error"))
-        if answer.service_tier:
+        if answer.service_tier in TIERS:
             response["service_tier"] = answer.service_tier
         response["usage"] = written_usage(answer.usage) if answer.usage else None
     if model or not native:
@@ -342,7 +346,7 @@ class Output:
                 }
                 if self._native and "item" in part.layout:
                     return call | object_of(part.layout["item"])
-                return {"id": self.mint("fc"), "status": state} | call
+                return {"id": self.mint("fc"), "status": state} | call | signed(part.signature)
             case n.Thinking() if self._native:
                 return reasoning_item(part)
             case n.Thinking(text=text) if text:

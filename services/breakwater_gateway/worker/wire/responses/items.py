@@ -43,6 +43,9 @@ SEPARATOR: Final = "\n\n"
 
 _DATA_URL: Final = re.compile(r"data:([^,]{0,256}?);base64,")
 
+SIGNED: Final = "extra_content"
+_SIGNATURE: Final = "thought_signature"
+
 _MINTED: Final = "bw"
 _ID_BYTES: Final = 12
 
@@ -163,9 +166,26 @@ def _call(taken: Taken) -> n.ToolCall:
     call_id, name = taken.need("call_id", TEXT), taken.need("name", TEXT)
     arguments = taken.need("arguments", TEXT)
     taken.fields.pop("type", None)
-    return n.ToolCall(
-        id=call_id, name=name, arguments=arguments, layout={"item": item_rest(taken.fields)}
+    signature = text_or(
+        object_of(object_of(taken.fields.get(SIGNED)).get("google")).get(_SIGNATURE)
     )
+    if signature:
+        del taken.fields[SIGNED]
+    return n.ToolCall(
+        id=call_id,
+        name=name,
+        arguments=arguments,
+        signature=signature,
+        layout={"item": item_rest(taken.fields)},
+    )
+
+
+def signed(signature: str) -> dict[str, object]:
+    """Gemini's proof on a call, in the field that Google's own OpenAI endpoint has for it.
+
+    Callers echo items whole, so it comes back and can go to Gemini again; providers of this API refuse it.
+    """
+    return {SIGNED: {"google": {_SIGNATURE: signature}}} if signature else {}
 
 
 def _reasoning(taken: Taken) -> n.Thinking:

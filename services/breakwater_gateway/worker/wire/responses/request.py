@@ -23,6 +23,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     is_text,
     text_or,
 )
+from breakwater_gateway.worker.wire.responses.answer import TIERS
 from breakwater_gateway.worker.wire.responses.items import (
     FIELDS_MAX,
     TRUE,
@@ -366,8 +367,6 @@ _Body = dict[str, object]
 
 _EMPTY_OBJECT: Final = Raw(b'{"type":"object","properties":{}}')
 
-_TIERS: Final = frozenset({"auto", "default", "flex", "priority", "scale"})
-
 _SUMMARIES: Final = frozenset({"auto", "concise", "detailed"})
 
 _OF_CHAT: Final = frozenset(
@@ -428,7 +427,7 @@ def _foreign_rest(request: n.Request, target: n.Target, body: _Body, dropped: Dr
         if request.max_output < floor:
             dropped.add("max_output")
         body["max_output_tokens"] = max(floor, request.max_output)
-    if request.service_tier in _TIERS:
+    if request.service_tier in TIERS:
         body["service_tier"] = request.service_tier
     elif request.service_tier:
         dropped.add("service_tier")
@@ -443,6 +442,7 @@ def _foreign_rest(request: n.Request, target: n.Target, body: _Body, dropped: Dr
     ):
         if asked:
             dropped.add(name)
+    body.setdefault("input", [])
     # Other dialects keep nothing at the provider unless asked to; this one does unless told not to.
     body["store"] = False
     include = [_LOGPROBS] if request.logprobs or request.top_logprobs else []

@@ -28,6 +28,7 @@ from breakwater_gateway.worker.wire.responses.items import (
     list_of,
     minted,
     object_of,
+    signed,
 )
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
@@ -385,6 +386,7 @@ class StreamEncoder:
             "status": "in_progress",
             "call_id": part.id,
             "name": part.name,
+            **signed(part.signature),
         }
 
     def _open_thinking(self, made: _Part, out: list[bytes]) -> None:
@@ -415,6 +417,7 @@ class StreamEncoder:
         if made.kind == "text":
             self._grow_text(made, entry, event, out)
         elif made.kind == "call":
+            made.signature.append(event.signature)
             if text:
                 made.text.append(text)
                 out.append(encode(_ArgumentsDelta(entry.id, entry.index, text, self._next())))
@@ -571,7 +574,7 @@ class StreamEncoder:
             output_index=entry.index,
             arguments=arguments,
         )
-        item = entry.fields | {"status": "completed"}
+        item = entry.fields | {"status": "completed"} | signed("".join(made.signature))
         if made.rest is not None:
             item |= made.rest
         self._done(entry, item | {"arguments": arguments}, out)

@@ -1,0 +1,209 @@
+"""One request in flight: what was asked, how far it has come, and what will be told of it at the end."""
+
+from typing import Final, Protocol
+
+from msgspec import Raw
+
+from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.router.options import Options
+from breakwater_gateway.router.plan import Dispatch, Plan
+from breakwater_gateway.runtime.bus import Inbox
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.chat import Asked, ChatRequest, NativeRequest
+from breakwater_protocol.commands import Finished, Work
+from breakwater_protocol.events import Decision, RequestFinished
+
+DECISIONS_MAX: Final = 64
+"""Steps of a plan that its event tells."""
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Life:
+    __slots__ = (
+        "api",
+        "asked",
+        "began",
+        "body",
+        "claiming",
+        "decisions",
+        "dispatch",
+        "first_token_s",
+        "inbox",
+        "model",
+        "native_headers",
+        "options",
+        "plan",
+        "provider_ms",
+        "reply",
+        "request_id",
+        "started",
+        "stream",
+        "tenant",
+        "timer",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        tenant: str,
+        api: str,
+        reply: str,
+        body: bytes,
+        asked: Asked,
+        model: Model,
+        options: Options,
+        plan: Plan,
+        began: float,
+    ) -> None:
+        self.request_id = request_id
+        self.tenant = tenant
+        self.api = api
+        self.reply = reply
+        self.body = body
+        self.asked = asked
+        self.model = model
+        self.options = options
+        self.plan = plan
+        self.began = began
+        self.stream = isinstance(asked, ChatRequest | NativeRequest) and bool(asked.stream)
+        self.native_headers: dict[str, str] = {}
+        self.first_token_s = (
+            model.timeouts.first_token_s if options.first_token_s is None else options.first_token_s
+        )
+        self.inbox: Inbox | None = None
+        self.timer: Timer | None = None
+        self.dispatch: Dispatch | None = None
+        self.worker = ""
+        """Who has the attempt in hand."""
+        self.started = False
+        """A byte of the answer may have reached the caller."""
+        self.claiming = False
+        """The half-open probe was won by this request, and waits for its dispatch."""
+        self.provider_ms = 0.0
+        """Waited for providers and backoff so far: not overhead of ours."""
+        self.decisions: list[Decision] = []
+
+    @property
+    def deployment(self) -> str:
+        """The one called last; empty before the first."""
+        return "" if self.dispatch is None else self.dispatch.candidate.deployment
+
+    def note(
+        self,
+        step: str,
+        *,
+        now: float,
+        deployment: str = "",
+        worker: str = "",
+        reason: str = "",
+        epoch: int = 0,
+        wait_ms: float = 0.0,
+    ) -> None:
+        if len(self.decisions) < DECISIONS_MAX:
+            at_ms = (now - self.began) * 1000
+            self.decisions.append(Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms))
+
+    def work(self, step: Dispatch, deployment: Deployment, *, now: float) -> Work:
+        """The attempt as the worker is told of it; times are what is left."""
+        left_s = self.plan.deadline - now
+        timeouts, options, asked = self.model.timeouts, self.options, self.asked
+        options_of_stream = asked.stream_options if isinstance(asked, ChatRequest) else None
+        return Work(
+            request=self.request_id,
+            attempt=step.attempt,
+            tenant=self.tenant,
+            api=self.api,
+            model=asked.model,
+            provider_model=deployment.provider_model(asked.model, name=self.model.name),
+            deployment=deployment.id,
+            target=step.candidate.target,
+            answer_to=self.reply,
+            body=Raw(self.body),
+            stream=self.stream,
+            include_usage=bool(options_of_stream and options_of_stream.include_usage),
+            connect_s=min(timeouts.connect_s, left_s),
+            first_token_s=min(self.first_token_s, left_s),
+            idle_s=timeouts.idle_s,
+            total_s=left_s,
+            key=step.key,
+            epoch=step.candidate.epoch,
+            spent_ms=(now - self.began) * 1000,
+            provider_ms=self.provider_ms,
+            native_headers=self.native_headers if deployment.wire == "anthropic" else {},
+            traceparent=options.traceparent,
+            user=options.user,
+            org=options.org,
+            feature=options.feature,
+            properties=options.properties,
+        )
+
+    def facts(self, rung: str) -> dict[str, str]:
+        """What the router's own answers say of the request."""
+        facts = {
+            h.REQUEST_ID: self.request_id,
+            h.MODEL: self.asked.model.encode("ascii", "backslashreplace").decode("ascii")[:200],
+            h.RUNG: rung,
+            h.CACHE: "bypass",
+            h.ATTEMPTS: str(self.plan.attempts),
+        }
+        if self.dispatch is not None:
+            facts[h.DEPLOYMENT] = self.deployment
+        return facts
+
+    def finished(
+        self,
+        *,
+        now: float,
+        at: float,
+        router: str,
+        config_revision: int,
+        reply: Finished | None,
+        failure: f.Failure | None,
+        partial: str,
+    ) -> RequestFinished:
+        """The event that ends it. `reply`: the worker's last word, when the worker ended it."""
+        duration_ms = (now - self.began) * 1000
+        waited_ms = self.provider_ms
+        if reply is not None and self.stream and reply.failure is None:
+            # Of a stream the worker's whole time is the provider's: chunks go on as they come.
+            waited_ms = reply.duration_ms
+        return RequestFinished(
+            request=self.request_id,
+            tenant=self.tenant,
+            api=self.api,
+            model=self.asked.model,
+            outcome=outcome(failure, partial),
+            at=at,
+            router=router,
+            deployment=self.deployment,
+            rung="error" if failure is not None and not partial else "primary",
+            attempts=self.plan.attempts,
+            stream=self.stream,
+            duration_ms=duration_ms,
+            overhead_ms=max(0.0, duration_ms - waited_ms),
+            first_token_ms=reply.first_token_ms if reply else None,
+            usage=reply.usage if reply else None,
+            cost_nano_usd=reply.cost_nano_usd if reply else None,
+            user=self.options.user,
+            org=self.options.org,
+            feature=self.options.feature,
+            properties=self.options.properties,
+            decisions=self.decisions,
+            config_revision=config_revision,
+            traceparent=self.options.traceparent,
+        )
+
+
+def outcome(failure: f.Failure | None, partial: str) -> str:
+    """`ok`, `partial`, `cancelled`, or the error's code."""
+    if isinstance(failure, f.Cancelled):
+        return "cancelled"
+    if partial:
+        return "partial"
+    return "ok" if failure is None else f.spec(failure).code

@@ -1,0 +1,156 @@
+"""Targets: what this router knows of a model's deployments, and which of them a request may go to now.
+
+Folds what is published (breakers, heartbeats, throttling) and answers from that view alone. Time and chance
+come in as arguments. The first choice of a request, which nearly always is its last, is prepared once and
+kept until something that was published changes it.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+from msgspec import Struct
+
+from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.router.plan import Candidate, Skipped
+from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S, RetryBudget
+from breakwater_gateway.router.strategies import STRATEGIES, Filtered, Group, filter_targets
+from breakwater_protocol.events import BreakerChanged
+from breakwater_protocol.views import BreakerBoard, LoadBoard
+
+LOOK_S: Final = 1.0
+"""How long a look holds at most: an open target that nobody speaks for turns half-open by itself."""
+HALF_OPEN_WAIT_S: Final = 1.0
+"""What a caller is told to wait when all that is left is being probed by somebody else."""
+CLAIMS_KEPT: Final = 4096
+
+Draw = Callable[[], float]
+
+
+class _Look(Struct, frozen=True):
+    """A model's targets that may be called, for as long as nothing the views say has changed."""
+
+    model: Model
+    views: tuple[int, int]
+    until: float
+    group: Group | None
+    """None: the first choice needs the whole order (a probe is due, or nothing is usable)."""
+    by_id: dict[str, Deployment]
+
+
+class Targets:
+    def __init__(self) -> None:
+        self.breakers = BreakerBoard()
+        self.loads = LoadBoard()
+        self._not_before: dict[str, float] = {}
+        self._budgets: dict[str, RetryBudget] = {}
+        self._claims: set[tuple[str, int]] = set()
+        self._looks: dict[str, _Look] = {}
+        self._changes = 0
+        """Of breakers and pauses: a look from before holds no longer."""
+
+    # What is published.
+
+    def fold(self, changed: BreakerChanged) -> None:
+        self._changes += self.breakers.fold(changed)
+
+    def pause(self, target: str, seconds: float, *, now: float) -> None:
+        """The target asked to be left alone: for all requests, not for one on its own."""
+        until = now + min(seconds, RETRY_AFTER_MAX_S)
+        self._not_before[target] = max(until, self._not_before.get(target, 0.0))
+        self._changes += 1
+
+    def retain(self, known: Collection[str]) -> None:
+        """The configuration changed: forget every target that is not one of these."""
+        self.breakers.retain(known)
+        self._not_before = {t: at for t, at in self._not_before.items() if t in known}
+        self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
+        self._looks.clear()
+
+    # What a request may do.
+
+    def first(self, model: Model, *, now: float, now_wall: float, draw: Draw) -> Candidate | None:
+        """Where a request goes first, when there is nothing to it but the strategy."""
+        views = (self._changes, self.loads.version)
+        look = self._looks.get(model.name)
+        if look is None or look.views != views or look.model is not model or now >= look.until:
+            look = self._looks[model.name] = self._look(model, views, now, now_wall)
+        if look.group is None:
+            return None
+        return self._candidate(look.group.first(model.strategy, self.loads, draw), probe=False)
+
+    def order(
+        self, model: Model, *, now: float, now_wall: float, draw: Draw, claiming: bool
+    ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
+        """Every target that may be called, in the strategy's order, and why each other one may not.
+
+        `claiming`: this request has won a probe, so its target is shown to it again.
+        """
+        found = self._filter(model, now, now_wall)
+        ordered = STRATEGIES[model.strategy](found.usable, self.loads, draw)
+        # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
+        probes = [
+            self._candidate(d, probe=True)
+            for d in found.half_open
+            if claiming or (d.id, self.breakers.epoch(d.id)) not in self._claims
+        ]
+        skipped = [
+            Skipped(d.deployment.id, d.reason.value, None if d.wait_s is None else now + d.wait_s)
+            for d in found.dropped
+        ]
+        if not probes:
+            skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
+        return (*probes, *(self._candidate(d, probe=False) for d in ordered)), tuple(skipped)
+
+    def may_claim(self, candidate: Candidate) -> bool:
+        """True once per epoch: one claim of this router, of the one probe in the whole cluster."""
+        place = (candidate.target, candidate.epoch)
+        if place in self._claims:
+            return False
+        if len(self._claims) >= CLAIMS_KEPT:
+            self._claims.clear()
+        self._claims.add(place)
+        return True
+
+    def budget(self, target: str, ratio: float) -> RetryBudget:
+        budget = self._budgets.get(target)
+        if budget is None:
+            budget = self._budgets[target] = RetryBudget(ratio)
+        return budget
+
+    def deployment(self, model: Model, id_: str) -> Deployment:
+        """Of the model as the request found it, whatever the configuration says by now."""
+        look = self._looks.get(model.name)
+        if look is not None and look.model is model:
+            return look.by_id[id_]
+        return next(d for d in model.deployments if d.id == id_)
+
+    def _look(self, model: Model, views: tuple[int, int], now: float, now_wall: float) -> _Look:
+        found = self._filter(model, now, now_wall)
+        wait_s = found.wait_s()
+        plain = not found.half_open and all(d.max_in_flight is None for d in model.deployments)
+        return _Look(
+            model=model,
+            views=views,
+            until=now + (LOOK_S if wait_s is None else min(wait_s, LOOK_S)),
+            group=Group(found.usable) if plain and found.usable else None,
+            by_id={d.id: d for d in model.deployments},
+        )
+
+    def _filter(self, model: Model, now: float, now_wall: float) -> Filtered:
+        return filter_targets(
+            model.deployments,
+            breakers=self.breakers,
+            load=self.loads,
+            not_before=self._not_before,
+            now=now,
+            now_wall=now_wall,
+        )
+
+    def _candidate(self, deployment: Deployment, *, probe: bool) -> Candidate:
+        return Candidate(
+            deployment=deployment.id,
+            target=deployment.id,
+            keys=len(deployment.api_keys),
+            epoch=self.breakers.epoch(deployment.id),
+            probe=probe,
+        )
