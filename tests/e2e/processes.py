@@ -195,7 +195,11 @@ class Simulator(Process):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, "--port", "0", module="breakwater_gateway.simulator")
-        line = until(lambda: self.stdout if "\n" in self.stdout else "", "the simulator serves")
+        try:
+            line = until(lambda: self.stdout if "\n" in self.stdout else "", "it serves")
+        except BaseException:
+            self.discard()
+            raise
         self.port = int(json.loads(line)["port"])
         self._http = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=PATIENCE_S

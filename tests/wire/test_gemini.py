@@ -342,6 +342,19 @@ def test_a_body_of_another_shape_is_refused(body: bytes, param: str | None) -> N
     assert refused.value.param == param
 
 
+def test_a_body_without_its_url_names_model_and_stream_itself() -> None:
+    body = {"model": "team/fast", "stream": True, **asked()}
+    request = gemini.decode_request(encode(body))
+    assert (request.model, request.stream, request.extra) == ("team/fast", True, {})
+    assert written(request) == asked()
+    counted = gemini.decode_request(encode({"model": "m", "generateContentRequest": asked("x")}))
+    assert (counted.model, counted.turns) == ("m", [user("x")])
+    embedded = gemini.decode_embeddings_request(
+        b'{"model":"e","requests":[{"content":{"parts":[{"text":"a"}]}}]}'
+    )
+    assert embedded == n.Embeddings("gemini", "e", ["a"])
+
+
 def test_a_request_names_its_model_somewhere() -> None:
     assert gemini.decode_request(b'{"model":"models/m"}').model == "m"
     with pytest.raises(BadRequest):

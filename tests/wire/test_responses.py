@@ -288,7 +288,12 @@ def test_geminis_proof_on_a_call_comes_back_with_the_call_and_goes_to_no_other()
     call = n.ToolCall(id="c1", name="f", signature="sig")
     answer = n.Answer("gemini", id="a", candidates=[n.Candidate([call], "tool_calls")])
     whole = json.loads(responses.encode_answer(answer, model="m"))["output"][0]
-    began = [n.Began(id="a"), n.PartBegan(0, call), n.PartEnded(0), n.Finished("tool_calls")]
+    began: list[n.StreamEvent] = [
+        n.Began(id="a"),
+        n.PartBegan(0, call),
+        n.PartEnded(0),
+        n.Finished("tool_calls"),
+    ]
     streamed = encoded([*began, n.Done()], "gemini")[-1]["response"]["output"][0]
     for item in (whole, streamed):
         request = read(input=[item])

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Wire
 from breakwater_gateway.worker.sse import EventTooLarge, SseParser
-from breakwater_gateway.worker.wire import neutral, openai
+from breakwater_gateway.worker.wire import neutral, openai, openai_chat
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_gateway.worker.wire.dialects import (
     CALLERS,
@@ -22,6 +22,7 @@ from breakwater_gateway.worker.wire.dialects import (
     caller_dialect,
     provider_dialect,
 )
+from breakwater_gateway.worker.wire.openai_chat.quirks import DEFAULT, QUIRKS, by_provider
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
 
@@ -291,8 +292,6 @@ class TranslatedEmbeddings:
         answer = self._provider.decode_embeddings(body)
         if not isinstance(answer, neutral.EmbeddingsAnswer):
             return answer
-        from breakwater_gateway.worker.wire import openai_chat
-
         body = openai_chat.encode_embeddings_answer(answer, encoding=self._request.encoding)
         return Whole(body, answer.usage)
 
@@ -338,7 +337,7 @@ def open_exchange(asked: Asked) -> Exchange | f.Failure:
     try:
         if asked.api == "embeddings":
             return _embeddings(asked)
-        if asked.api == "chat" and asked.wire in _HOT:
+        if asked.api == "chat" and asked.wire in _HOT and _as_it_came(asked):
             body = openai.encode_request(
                 asked.body, model=asked.provider_model, api="chat", stream=asked.stream
             )
@@ -349,8 +348,21 @@ def open_exchange(asked: Asked) -> Exchange | f.Failure:
         return f.InvalidRequest(str(error))
     except BadRequest as error:
         return f.InvalidRequest(str(error)[:500], param=error.param)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return f.InvalidRequest("the body is not a JSON object of the API's shape")
+
+
+def _as_it_came(asked: Asked) -> bool:
+    """The host takes OpenAI's chat as callers write it: nothing is known to set it apart.
+
+    OpenAI itself does too, but for `max_tokens`, which its reasoning models refuse under that name.
+    """
+    if len(asked.quirks) > 1:
+        return False
+    known = by_provider(asked.provider)
+    if known is DEFAULT:
+        return True
+    return known is QUIRKS["openai"] and b'"max_tokens"' not in bytes(asked.body)
 
 
 def _dialects(asked: Asked) -> Exchange | f.Failure:
@@ -375,8 +387,6 @@ def _embeddings(asked: Asked) -> Exchange | f.Failure:
             asked.body, model=asked.provider_model, api="embeddings", stream=False
         )
         return NativeEmbeddings(neutral.Call(openai.PATHS["embeddings"], body), encoding=encoding)
-    from breakwater_gateway.worker.wire import openai_chat
-
     provider = provider_dialect(asked.wire, asked.provider)
     if provider.encode_embeddings is None:
         return f.InvalidRequest(f"the {asked.wire} dialect has no embeddings")

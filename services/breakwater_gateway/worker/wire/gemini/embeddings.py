@@ -29,10 +29,14 @@ def decode_embeddings_request(body: bytes, *, path: str = "") -> n.Embeddings:
     """A body of any of the three methods, told by its fields. Raises BadRequest."""
     given = g.Taken(body)
     asked = method(path)
+    batch = "requests" in given.given
     model = asked.model if asked is not None else ""
+    if batch or "instances" in given.given:
+        # Not the API's, but where a body without its URL says it.
+        named = given.take("model", g.TEXT)
+        model = model or (named or "").removeprefix("models/")
     if "instances" in given.given:
         return _decode_predict(given, model)
-    batch = "requests" in given.given
     raws = given.items("requests") if batch else [Raw(body)]
     if not raws:
         raise BadRequest("requests: at least one is needed.", "requests")

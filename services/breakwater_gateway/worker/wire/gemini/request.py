@@ -70,7 +70,8 @@ def method(path: str) -> Method | None:
 def decode_request(body: bytes, *, path: str = "") -> n.Request:
     """A body of `:generateContent` or `:streamGenerateContent`; of `:countTokens` its chat part.
 
-    The model comes from `path`, or from the body where the path has none. Raises BadRequest.
+    Model and method come from `path`; without one from the fields `model` and `stream` of the body, which
+    the API does not read. Raises BadRequest.
     """
     try:
         if not body.isascii():
@@ -79,17 +80,18 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
         raise BadRequest("Invalid JSON payload received: not valid UTF-8.") from None
     given = g.Taken(body)
     asked = method(path)
-    if asked is not None and asked.verb == "countTokens":
-        given = given.sub("generateContentRequest") or given
-    model = _bare(given.take("model", g.TEXT) or "")
+    model, streamed = _named(given)
+    nested = given.sub("generateContentRequest")
+    if nested is not None:
+        given = nested
+        model = model or _named(given)[0]
     if asked is not None:
-        model = asked.model
+        model, streamed = asked.model, asked.verb == "streamGenerateContent"
     if not model:
         raise BadRequest("The model is missing: it is named in the URL.", "model")
     turns = _turns(given)
     config = given.sub("generationConfig") or g.Taken(b"{}", "generationConfig")
     tool_config = given.sub("toolConfig") or g.Taken(b"{}", "toolConfig")
-    stream = asked is not None and asked.verb == "streamGenerateContent"
     layout: n.Layout = {}
     if bytes(config.given.get("responseModalities", Raw(b""))) in _TEXT_ONLY:
         # The default, which many clients spell out.
@@ -114,8 +116,8 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
         format=_format(config),
         reasoning=_reasoning(config.sub("thinkingConfig")),
         service_tier=given.take("serviceTier", g.TEXT) or "",
-        stream=stream,
-        usage_wanted=stream,
+        stream=streamed,
+        usage_wanted=streamed,
         extra=_rest(given, config, tool_config),
         layout=layout,
     )
@@ -124,8 +126,9 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:
 _TEXT_ONLY: Final = (b'["TEXT"]', b'["text"]')
 
 
-def _bare(model: str) -> str:
-    return model.removeprefix("models/")
+def _named(given: g.Taken) -> tuple[str, bool]:
+    model = (given.take("model", g.TEXT) or "").removeprefix("models/")
+    return model, given.take("stream", g.FLAG) or False
 
 
 def _whole(given: g.Taken, name: str) -> int | None:
