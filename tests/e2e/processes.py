@@ -196,7 +196,7 @@ class Simulator(Process):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, "--port", "0", module="breakwater_gateway.simulator")
         try:
-            line = until(lambda: self.stdout if "\n" in self.stdout else "", "it serves")
+            line = until(self._said, "the simulator serves")
         except BaseException:
             self.discard()
             raise
@@ -204,6 +204,10 @@ class Simulator(Process):
         self._http = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=PATIENCE_S
         )
+
+    def _said(self) -> str:
+        assert self.running, self.stderr[-4000:]
+        return self.stdout if "\n" in self.stdout else ""
 
     def base_url(self, lane: str) -> str:
         return f"http://127.0.0.1:{self.port}/{lane}/v1"

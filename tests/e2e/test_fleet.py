@@ -208,7 +208,11 @@ def test_a_fleet_without_a_router_says_so_at_once(
     (tmp_path / "c.yaml").write_text(config(simulator))
     port = free_port()
     command = ["edge", "--config", str(tmp_path / "c.yaml"), "--port", str(port)]
-    with fleet(tmp_path, server.url, [command], port=port):
+    with fleet(tmp_path, server.url, [command]) as (edge,):
+        until(lambda: "actor_started" in edge.stderr, "the edge listens")
+        ready = httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
+        assert ready.status_code == 503
+        assert "router" in ready.json()["waiting_for"]
         for stream in (False, True):
             answer = httpx.post(
                 f"http://127.0.0.1:{port}/v1/chat/completions",

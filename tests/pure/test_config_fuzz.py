@@ -3,7 +3,7 @@
 import string
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from breakwater_gateway.config.codec import (
@@ -217,9 +217,11 @@ FILES = st.fixed_dictionaries(
 @unhurried
 @given(FILES)
 def test_a_configuration_shown_as_yaml_loads_as_itself(tree: object) -> None:
-    config = load_text(
-        yaml.dump(tree, Dumper=_NoAliases, default_style='"'), source="f", environment={}
-    )
+    text = yaml.dump(tree, Dumper=_NoAliases, default_style='"')
+    try:
+        config = load_text(text, source="f", environment={})
+    except ConfigError:
+        reject()  # each key is fine by itself, but not beside another (a label where a region is due)
     assert load_text(to_yaml(config), source="f", environment={}) == config
     assert decode(encode(config)) == config
     missing_keys(config, {})

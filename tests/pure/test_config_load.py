@@ -21,6 +21,7 @@ GOOD = """\
 models:
   main-model:
     strategy: least-busy
+    unsupported_params: refuse
     deployments:
       - model: openai/gpt-4o
         api_key: [env:OPENAI_KEY_A, env:OPENAI_KEY_B]

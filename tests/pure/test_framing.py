@@ -39,18 +39,35 @@ def test_gemini_streams_as_events_or_as_one_array() -> None:
 
 
 def test_a_gemini_path_joins_its_body() -> None:
-    got = gemini_api.read_path(
+    got = gemini_api.read(
         "/v1beta/models/gemini-2.5-flash:streamGenerateContent", "alt=sse", b' {"contents": []} '
     )
     assert isinstance(got, gemini_api.Asked)
     assert json.loads(got.body) == {"model": "gemini-2.5-flash", "stream": True, "contents": []}
     assert got.sse
-    empty = gemini_api.read_path("/v1/models/m:generateContent", "", b"{}")
+    empty = gemini_api.read("/v1/models/m:generateContent", "", b"{}")
     assert isinstance(empty, gemini_api.Asked)
     assert json.loads(empty.body) == {"model": "m", "stream": False}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nope"])
 def test_a_gemini_body_that_is_no_object_is_refused(body: bytes) -> None:
-    got = gemini_api.read_path("/v1/models/m:generateContent", "", body)
+    got = gemini_api.read("/v1/models/m:generateContent", "", body)
     assert isinstance(got, f.InvalidRequest)
+
+
+def test_what_is_not_served_of_gemini_says_what_is() -> None:
+    got = gemini_api.read("/v1/models/m:countTokens", "", b"{}")
+    assert isinstance(got, f.InvalidRequest)
+    assert "batchEmbedContents" in got.message
+
+
+def test_gemini_embeddings_go_as_openais_and_come_back_as_geminis() -> None:
+    body = b'{"requests":[{"model":"models/e","content":{"parts":[{"text":"a"}]}}]}'
+    got = gemini_api.read("/v1beta/models/e:batchEmbedContents", "", body)
+    assert isinstance(got, gemini_api.Asked)
+    assert got.api == "embeddings"
+    assert json.loads(got.body)["input"] == ["a"]
+    assert got.back is not None
+    answer = b'{"data":[{"index":0,"embedding":[0.5]}],"model":"e","usage":{"prompt_tokens":1}}'
+    assert json.loads(got.back(answer))["embeddings"] == [{"values": [0.5]}]

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from breakwater_gateway.worker.wire import neutral as n
 
+Json = Any
+"""What `json.loads` gives, and what an exchange is written down as in a test."""
+
 TAGS: Final = frozenset({"role", "type"})
 """Fields whose values say of which kind an object is: the neutral kinds say it after decoding."""
 
@@ -23,7 +26,7 @@ def same_json(one: bytes, other: bytes, *, but: tuple[str, ...] = ()) -> bool:
     return bool(left == right)
 
 
-def leaves(value: Any, found: Counter[str] | None = None) -> Counter[str]:
+def leaves(value: Json, found: Counter[str] | None = None) -> Counter[str]:
     """Scalars of a JSON value, but for tags; a tool's arguments count as what their text says."""
     found = Counter() if found is None else found
     if isinstance(value, dict):

@@ -1,14 +1,13 @@
 """Bedrock's dialect on small exchanges of our own making."""
 
 import json
-from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from tests.wire.outbound import cuts, events, hostile, keeps_the_contract, text_of
+from tests.wire.outbound import Json, cuts, events, hostile, keeps_the_contract, text_of
 
 from breakwater_gateway.worker.wire import bedrock
 from breakwater_gateway.worker.wire import neutral as n
@@ -25,7 +24,7 @@ def say(text: str) -> n.Turn:
     return n.Turn(role="user", parts=[n.Text(text=text)], plain=True)
 
 
-def asked(*turns: n.Turn, target: n.Target = CLAUDE, **more: Any) -> tuple[Any, tuple[str, ...]]:
+def asked(*turns: n.Turn, target: n.Target = CLAUDE, **more: Json) -> tuple[Json, tuple[str, ...]]:
     """The body of an OpenAI caller's request, and what was dropped."""
     request = n.Request(dialect="openai", model="m", turns=list(turns) or [say("Hi")], **more)
     call = bedrock.encode_request(request, target)
@@ -245,7 +244,7 @@ def test_a_schema_travels_as_a_string() -> None:
     ],
 )
 def test_each_family_is_asked_to_think_in_its_own_way(
-    model: str, wanted: n.Reasoning, fields: Any, dropped: tuple[str, ...]
+    model: str, wanted: n.Reasoning, fields: Json, dropped: tuple[str, ...]
 ) -> None:
     body, lost = asked(target=n.Target(model), reasoning=wanted)
     assert body.get("additionalModelRequestFields") == fields
@@ -413,7 +412,7 @@ def test_bodies_of_another_shape_are_refused(body: bytes, param: str | None) -> 
 # ---------------------------------------------------------------- answers
 
 
-def answer(content: list[Any], reason: str = "end_turn", **more: Any) -> bytes:
+def answer(content: list[Json], reason: str = "end_turn", **more: Json) -> bytes:
     message = {"role": "assistant", "content": content}
     return json.dumps({"output": {"message": message}, "stopReason": reason, **more}).encode()
 
@@ -502,11 +501,11 @@ def test_a_total_that_holds_the_cache_shows_an_inclusive_count() -> None:
 # ---------------------------------------------------------------- streams
 
 
-def frames(*said: tuple[str, Any]) -> bytes:
+def frames(*said: tuple[str, Json]) -> bytes:
     return b"".join(es.encode_event(name, json.dumps(payload).encode()) for name, payload in said)
 
 
-def delta(at: int, **what: Any) -> tuple[str, Any]:
+def delta(at: int, **what: Json) -> tuple[str, Json]:
     return "contentBlockDelta", {"contentBlockIndex": at, "delta": what, "p": "abcd"}
 
 
@@ -658,7 +657,7 @@ def test_a_stream_without_metadata_is_whole_when_the_message_stopped() -> None:
 
 
 def test_invoke_s_chunks_are_unwrapped() -> None:
-    # {"type":"ping"} in base64
+    # A ping, in base64.
     chunk = es.encode_event("chunk", b'{"bytes":"eyJ0eXBlIjoicGluZyJ9","p":"ab"}')
     reader = invoke.ChunkReader()
     assert reader.feed(chunk[:30]) == []
@@ -774,7 +773,7 @@ def test_no_key_is_shown_in_a_message() -> None:
     ],
 )
 def test_each_family_embeds_by_its_own_body(
-    model: str, body: Any, dropped: tuple[str, ...]
+    model: str, body: Json, dropped: tuple[str, ...]
 ) -> None:
     request = n.Embeddings(dialect="openai", model="m", inputs=["a"], dimensions=256, user="u")
     call = bedrock.encode_embeddings(request, n.Target(model))
@@ -888,7 +887,7 @@ BLOCKS = st.lists(
 
 @given(BLOCKS)
 def test_blocks_in_any_order_keep_the_contract(order: list[tuple[str, int]]) -> None:
-    values: dict[str, Any] = {
+    values: dict[str, Json] = {
         "text": "a",
         "toolUse": {"input": "{"},
         "reasoningContent": {"text": "b"},

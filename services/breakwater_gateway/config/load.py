@@ -7,7 +7,7 @@ makes sense together is checked. Reads no file and no secret.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
@@ -315,6 +315,9 @@ class _Builder:
             name=name,
             deployments=tuple(deployments),
             strategy=cast("StrategyName", block.get(keys.STRATEGY) or "simple-shuffle"),
+            unsupported_params=cast(
+                "Literal['report', 'refuse']", block.get(keys.UNSUPPORTED) or "report"
+            ),
             timeouts=self._timeouts(block.get(keys.TIMEOUTS) or _EMPTY, (*path, "timeouts")),
             retry=self._retry(block.get(keys.RETRY) or _EMPTY, (*path, "retry")),
             breaker=self._breaker(block.get(keys.BREAKER) or _EMPTY, (*path, "breaker")),

@@ -133,6 +133,8 @@ class Model(Struct, frozen=True):
     name: str
     deployments: tuple[Deployment, ...]
     strategy: StrategyName = "simple-shuffle"
+    unsupported_params: Literal["report", "refuse"] = "report"
+    """What a provider cannot express is left out and named on the answer, or refused."""
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()

@@ -8,7 +8,10 @@ from typing import Final
 
 from breakwater_gateway.config.model import Wire
 
-SERVED_WIRES: tuple[Wire, ...] = ("openai",)
+SERVED_WIRES: tuple[Wire, ...] = (
+    *("openai", "azure", "mistral", "responses", "anthropic"),
+    *("gemini", "vertex", "bedrock", "cohere", "ollama"),
+)
 """The dialects of providers that the worker speaks."""
 
 WIRES: Final[dict[Wire, str]] = {

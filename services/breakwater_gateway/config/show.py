@@ -70,6 +70,7 @@ def _model(model: Model) -> Plain:
     timeouts, retry, breaker = model.timeouts, model.retry, model.breaker
     return {
         "strategy": model.strategy,
+        "unsupported_params": model.unsupported_params,
         "deployments": [_deployment(each) for each in model.deployments],
         "timeouts": {
             "connect": format_duration(timeouts.connect_s),

@@ -126,6 +126,11 @@ STRATEGY: Final = Key(
     Choice(("simple-shuffle", "least-busy"), not_served.VALUES.get("models.*.strategy", {})),
     "How the next deployment is chosen; default simple-shuffle.",
 )
+UNSUPPORTED: Final = Key(
+    "unsupported_params",
+    Choice(("report", "refuse"), {}),
+    "What a provider cannot express: left out and named in a header, or refused; default report.",
+)
 DEPLOYMENTS: Final = Key(
     "deployments",
     ListOf[Block](DEPLOYMENT, "a list of deployments", 1, DEPLOYMENTS_MAX),
@@ -167,7 +172,7 @@ BREAKER: Final = Key(
 
 LOGICAL_MODEL: Final = Section(
     "a model",
-    (STRATEGY, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
+    (STRATEGY, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
     not_served.KEYS.get("models.*", {}),
 )
 

@@ -40,6 +40,8 @@ _SWEEP_S: Final = 1.0
 _ROUTER_GRACE_S: Final = 3.0
 """How long after its own deadline a request waits for the router's word before the edge gives up."""
 
+_READY_ASK_S: Final = 1.0
+
 TENANT: Final = "default"
 """Of every caller while `auth: open`; keys that name a tenant come with identity."""
 
@@ -56,6 +58,7 @@ class _Call:
     __slots__ = (
         "api",
         "attempt",
+        "back",
         "framing",
         "give_up_at",
         "inbox",
@@ -66,8 +69,15 @@ class _Call:
     )
 
     def __init__(
-        self, responder: Responder, request_id: str, give_up_at: float, api: str, framing: Framing
+        self,
+        responder: Responder,
+        request_id: str,
+        give_up_at: float,
+        api: str,
+        framing: Framing,
+        back: Callable[[bytes], bytes] | None,
     ) -> None:
+        self.back = back
         self.api = api
         self.framing = framing
         self.responder = responder
@@ -186,7 +196,7 @@ class Edge(Actor):
             case "GET" | "HEAD", "/healthz":
                 responder.respond(200, (http.JSON,), b'{"status":"ok"}')
             case "GET" | "HEAD", "/readyz":
-                self._ready_answer(responder)
+                self._tasks.spawn(self._ready_answer(responder))
             case "GET" | "HEAD", "/metrics":
                 self._tasks.spawn(self._metrics_answer(responder))
             case _, path if path in _PATHS or path.startswith("/v1/models/"):
@@ -211,9 +221,15 @@ class Edge(Actor):
         body: bytes,
         responder: Responder,
         *,
+        dialect: str = "",
         sse: bool = True,
+        back: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        """The call as the message that any NATS client may publish."""
+        """The call as the message that any NATS client may publish.
+
+        `dialect`: whose errors the client reads, where that is not the `api` that it becomes; `back`
+        turns a whole answer into that dialect's.
+        """
         headers = http.bus_headers(request.headers, body)
         request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
         if len(request_id) > ID_MAX:
@@ -224,8 +240,9 @@ class Edge(Actor):
             responder,
             request_id,
             self.context.clock.now() + self._patience(headers) + _ROUTER_GRACE_S,
-            api,
+            dialect or api,
             framing(api, sse=sse),
+            back,
         )
         call.inbox = self.context.bus.open_inbox(partial(self._on_answer, call))
         self._calls.add(call)
@@ -245,11 +262,19 @@ class Edge(Actor):
 
     def _gemini(self, request: HttpRequest, responder: Responder) -> None:
         """`/v1beta/models/M:generateContent` and its kin."""
-        asked = gemini_api.read_path(request.path, request.query, request.body)
-        if not isinstance(asked, gemini_api.Asked):
+        asked = gemini_api.read(request.path, request.query, request.body)
+        if isinstance(asked, gemini_api.Asked):
+            self._ask(
+                asked.api,
+                request,
+                asked.body,
+                responder,
+                dialect="generate",
+                sse=asked.sse,
+                back=asked.back,
+            )
+        else:
             self._answer_error(responder, asked, "generate")
-            return
-        self._ask("generate", request, asked.body, responder, sse=asked.sse)
 
     def _answer_error(
         self, responder: Responder, failure: f.Failure, api: str, status: int | None = None
@@ -283,12 +308,18 @@ class Edge(Actor):
             call.responder.write(call.framing.events(message.data))
             call.responder.end()
         else:
-            call.responder.respond(
-                http.status_of(message.headers),
-                [http.JSON, *http.http_headers(message.headers)],
-                message.data,
-            )
+            status = http.status_of(message.headers)
+            body = message.data
+            if call.back is not None:
+                body = self._turned(call, status, body)
+            call.responder.respond(status, [http.JSON, *http.http_headers(message.headers)], body)
         self._end(call)
+
+    def _turned(self, call: _Call, status: int, body: bytes) -> bytes:
+        """An answer of another dialect's as the client's own."""
+        if status == 200 and call.back is not None:
+            return call.back(body)
+        return http.translated_error(body, status, call.api)
 
     def _on_stream(self, call: _Call, message: Message) -> None:
         headers, responder = message.headers, call.responder
@@ -397,10 +428,17 @@ class Edge(Actor):
         )
         responder.respond(status, headers, body)
 
-    def _ready_answer(self, responder: Responder) -> None:
-        reasons = self._readiness()
+    async def _ready_answer(self, responder: Responder) -> None:
+        reasons = dict(self._readiness())
+        try:
+            # Routers may be elsewhere: what they would hear of a request, they hear of this.
+            await self.context.bus.ask(
+                self.context.subjects.models.at(TENANT), timeout_s=_READY_ASK_S
+            )
+        except BusError:
+            reasons.setdefault("router", "none answers")
         if self.draining:
-            reasons = {**reasons, "edge": "draining"}
+            reasons["edge"] = "draining"
         body = msgspec.json.encode({"ready": not reasons, "waiting_for": reasons})
         responder.respond(503 if reasons else 200, (http.JSON,), body)
 

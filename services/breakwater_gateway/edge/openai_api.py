@@ -8,6 +8,9 @@ without `[DONE]`, so that no client takes it for whole. Source: OpenAI API refer
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+from msgspec import Struct
+
 from breakwater_gateway.runtime.answers import error_body, error_headers
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -76,6 +79,28 @@ def error_answer(
     headers = error_headers(failure, extra)
     body = error_body(failure, api, headers.get(h.REQUEST_ID, ""))
     return f.spec(failure).status, [JSON, *http_headers(headers)], body
+
+
+class _Said(Struct):
+    message: str = ""
+    code: str = ""
+
+
+class _Body(Struct):
+    error: _Said
+
+
+_error = msgspec.json.Decoder(_Body)
+
+
+def translated_error(body: bytes, status: int, api: str) -> bytes:
+    """OpenAI's error object, which the bus carries for this call, as clients of `api` read it."""
+    try:
+        said = _error.decode(body).error
+    except msgspec.MsgspecError:
+        said = _Said("the gateway's answer could not be read")
+    kind = next((k for k, spec in f.SPEC.items() if spec.status == status), f.Internal)
+    return error_body(kind(said.message), api)
 
 
 def sse_events(data: bytes) -> bytes:

@@ -136,6 +136,7 @@ class Life:
             spent_ms=(now - self.began) * 1000,
             provider_ms=self.provider_ms,
             native_headers=self.native_headers if deployment.wire == "anthropic" else {},
+            refuse_dropped=self.model.unsupported_params == "refuse",
             traceparent=options.traceparent,
             user=options.user,
             org=options.org,

@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from breakwater_gateway.simulator.words import WORDS
 from breakwater_gateway.simulator.script import mix
 from breakwater_gateway.simulator.turns import Json
+from breakwater_gateway.simulator.words import WORDS
 
 _encode = msgspec.json.encode
 

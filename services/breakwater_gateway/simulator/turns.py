@@ -132,7 +132,7 @@ HEX = "0123456789abcdef"
 
 def token(chance: int, length: int, alphabet: str) -> str:
     """An id's random part: the same from the same 64 bits."""
-    found = []
+    found: list[str] = []
     while len(found) < length:
         chance = mix(chance)
         left = chance

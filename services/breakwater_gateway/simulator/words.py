@@ -71,6 +71,7 @@ WORDS: Final = [
 ]
 _CORPUS_TOKENS: Final = 4096
 
+
 @lru_cache(maxsize=16)
 def _corpus(seed: int) -> tuple[str, ...]:
     """Sentences of lorem ipsum, a word with its space and punctuation a token; twice, to slice anywhere."""

@@ -370,6 +370,8 @@ def _dialects(asked: Asked) -> Exchange | f.Failure:
     caller = caller_dialect(asked.api)
     request = caller.decode_request(bytes(asked.body))
     request = msgspec.structs.replace(request, stream=asked.stream)
+    if caller.name != provider.name and (refused := caller.refusal(request)) is not None:
+        raise refused
     target = neutral.Target(asked.provider_model, asked.quirks)
     call = provider.encode_request(request, target)
     if call.dropped and asked.refuse_dropped:

@@ -40,6 +40,33 @@ class Route(Struct, frozen=True):
     """The verb of a path that has several."""
 
 
+class Door(Struct, frozen=True):
+    """A request before its body is read. Header names are in lower case."""
+
+    route: Route
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+
+
+class Ask(Struct, frozen=True):
+    """A request whose body is a JSON object, and the script that applies to it."""
+
+    raw: dict[str, Json]
+    model: str
+    route: Route
+    query: Mapping[str, str]
+    script: Script
+
+
+class Place(Struct, frozen=True):
+    """Where in a stream something happens: after `sent` events of this answer."""
+
+    turn: Turn
+    sampling: Sampling
+    sent: int
+
+
 class Dialect(ABC):
     """What is common to all, and what each says in its own way. Methods raise its own `ApiError`."""
 
@@ -53,13 +80,11 @@ class Dialect(ABC):
 
     # ---- requests
 
-    def key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> str:  # noqa: ARG002 - Google's keys come in the query
+    def key(self, door: Door) -> str:
         """The caller's key; empty if there is none."""
-        return bearer(headers)
+        return bearer(door.headers)
 
-    def inspect(  # noqa: B027 - most have nothing to check
-        self, route: Route, headers: Mapping[str, str], query: Mapping[str, str], body: bytes
-    ) -> None:
+    def inspect(self, door: Door) -> None:  # noqa: B027 - most have nothing to check
         """What the front door checks before it reads the body."""
 
     def decode(self, body: bytes) -> dict[str, Json]:
@@ -74,23 +99,18 @@ class Dialect(ABC):
 
     def model(self, raw: dict[str, Json], route: Route) -> str:
         """The model that a request is for."""
-        if route.model:
-            return route.model
-        model = raw.get("model")
+        model = route.model or raw.get("model")
         if not isinstance(model, str) or not model:
             raise self.invalid("model is required")
         return model
 
     @abstractmethod
-    def read(
-        self, raw: dict[str, Json], route: Route, query: Mapping[str, str], script: Script
-    ) -> Turn:
+    def read(self, ask: Ask) -> Turn:
         """A chat request, checked as the service does."""
 
-    def read_embeddings(
-        self, raw: dict[str, Json], route: Route, script: Script
-    ) -> Embedding:
-        raise self.error(Problem("unknown_url", method="POST", path=f"{route.model}: {script.lane}"))
+    def read_embeddings(self, ask: Ask) -> Embedding:
+        """A request for embeddings, checked. Only of dialects with a route to them."""
+        raise NotImplementedError(ask.route.dialect)
 
     # ---- answers
 
@@ -132,15 +152,17 @@ class Dialect(ABC):
         """What is wrong with a request, in words of the reader."""
         return self.error(Problem("invalid_request", message=message))
 
-    @abstractmethod
-    def stream_error(
-        self, problem: Problem, turn: Turn, sampling: Sampling, *, sent: int
-    ) -> bytes:
-        """An error inside a stream, framed; `sent` events came before it."""
+    def stream_error(self, problem: Problem) -> bytes:
+        """An error inside a stream, framed."""
+        return sse(self.error(problem).body())
+
+    def break_off(self, problem: Problem, place: Place) -> bytes:  # noqa: ARG002 - some go on counting
+        """How a stream that has begun ends in an error."""
+        return self.stream_error(problem)
 
     # ---- headers
 
-    def headers(self, identity: int, *, wall: float) -> Headers:  # noqa: ARG002 - some tell the time
+    def headers(self, identity: int) -> Headers:
         """Of every answer. `identity`: 64 bits that are this call's alone."""
         return (("x-request-id", f"req_{identity:016x}"),)
 

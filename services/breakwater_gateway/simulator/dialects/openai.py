@@ -3,18 +3,19 @@
 Source: OpenAI API reference (chat completions, embeddings, models) and recorded streams.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import zip_longest
 from typing import ClassVar, Final
 
 from breakwater_gateway.simulator.content import counts, is_reasoning
 from breakwater_gateway.simulator.dialects.dialect import (
+    Ask,
     Dialect,
+    Door,
     Headers,
     Route,
     bearer,
     encode,
-    sse,
 )
 from breakwater_gateway.simulator.dialects.openai_embeddings import embeddings, read_embeddings
 from breakwater_gateway.simulator.dialects.openai_errors import OpenAIError, word
@@ -39,26 +40,21 @@ DONE: Final = b"data: [DONE]\n\n"
 class OpenAI(Dialect):
     name: ClassVar[str] = "openai"
 
-    def key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> str:  # noqa: ARG002
-        given = headers.get("authorization", "")
-        scheme = given.partition(" ")[0].lower()
-        return bearer(headers) if scheme == "bearer" else headers.get("api-key", "").strip()
+    def key(self, door: Door) -> str:
+        scheme = door.headers.get("authorization", "").partition(" ")[0].lower()
+        return (
+            bearer(door.headers) if scheme == "bearer" else door.headers.get("api-key", "").strip()
+        )
 
     def model(self, raw: dict[str, Json], route: Route) -> str:
         return route.model or model_of(raw)
 
-    def read(
-        self,
-        raw: dict[str, Json],
-        route: Route,
-        query: Mapping[str, str],  # noqa: ARG002
-        script: Script,
-    ) -> Turn:
-        model = self.model(raw, route)
-        return read_chat({**raw, "model": model}, reasoning=is_reasoning(model, script))
+    def read(self, ask: Ask) -> Turn:
+        raw = {**ask.raw, "model": ask.model}
+        return read_chat(raw, reasoning=is_reasoning(ask.model, ask.script))
 
-    def read_embeddings(self, raw: dict[str, Json], route: Route, script: Script) -> Embedding:
-        return read_embeddings(raw, self.model(raw, route), script)
+    def read_embeddings(self, ask: Ask) -> Embedding:
+        return read_embeddings(ask.raw, ask.model, ask.script)
 
     def answer(
         self, turn: Turn, choices: list[Choice], script: Script, sampling: Sampling
@@ -76,19 +72,9 @@ class OpenAI(Dialect):
     def error(self, problem: Problem) -> OpenAIError:
         return word(problem)
 
-    def stream_error(
-        self,
-        problem: Problem,
-        turn: Turn,  # noqa: ARG002
-        sampling: Sampling,  # noqa: ARG002
-        *,
-        sent: int,  # noqa: ARG002
-    ) -> bytes:
-        return sse(self.error(problem).body())
-
-    def headers(self, identity: int, *, wall: float) -> Headers:
+    def headers(self, identity: int) -> Headers:
         return (
-            *super().headers(identity, wall=wall),
+            *super().headers(identity),
             ("openai-organization", "org-simulator"),
             ("openai-version", "2020-10-01"),
         )

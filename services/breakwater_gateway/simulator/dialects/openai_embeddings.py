@@ -12,7 +12,9 @@ from breakwater_gateway.simulator.vectors import vector
 DIMENSIONS: Final = {"text-embedding-3-large": 3072}
 DIMENSIONS_DEFAULT: Final = 1536
 
-_REFERENCE: Final = "Please check the API reference: https://platform.openai.com/docs/api-reference."
+_REFERENCE: Final = (
+    "Please check the API reference: https://platform.openai.com/docs/api-reference."
+)
 
 
 def read_embeddings(raw: dict[str, Json], model: str, script: Script) -> Embedding:

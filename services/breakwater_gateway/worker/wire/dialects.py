@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from breakwater_gateway.config.model import Wire
 from breakwater_gateway.worker.wire import neutral
+from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_protocol import failures as f
 
 EncodeRequest = Callable[[neutral.Request, neutral.Target], neutral.Call]
@@ -63,6 +64,8 @@ class CallerDialect(Struct, frozen=True):
     """The answer, and the model as the caller named it."""
     stream_encoder: Callable[[neutral.Request, neutral.DialectName, str], neutral.StreamEncoder]
     """For a request, the provider's dialect and the model as the caller named it."""
+    refusal: Callable[[neutral.Request], BadRequest | None]
+    """What would change the question if another dialect left it out."""
 
 
 def provider_dialect(wire: Wire, provider: str) -> ProviderDialect:
@@ -107,16 +110,20 @@ def caller_dialect(api: str) -> CallerDialect:
         match name:
             case "openai":
                 facts.update(source=source, usage_wanted=request.usage_wanted)
-            case "anthropic":
+            case "anthropic" | "responses":
                 facts.update(source=source)
-            case "responses":
-                facts.update(request=request)
             case _:
                 pass
         encoder: neutral.StreamEncoder = module.StreamEncoder(**facts)
         return encoder
 
-    return CallerDialect(name, module.decode_request, encode_answer, stream_encoder)
+    refusal = getattr(module, "refusal", _no_refusal)
+    return CallerDialect(name, module.decode_request, encode_answer, stream_encoder, refusal)
+
+
+def _no_refusal(request: neutral.Request) -> BadRequest | None:
+    del request
+    return None
 
 
 def _module(folder: str) -> ModuleType:

@@ -123,10 +123,11 @@ def put(body: Body, name: str, value: object) -> None:
 
 def merged(body: Body, name: str, written: Body, left: n.Extra) -> None:
     """Write an object of typed fields, with what the decoder left of it."""
-    raw = left.pop(name, None)
-    if raw is not None:
-        written |= fields_of(raw)
-    if written or raw is not None:
+    raw = left.get(name)
+    if raw is not None and bytes(raw) != NULL:
+        del left[name]
+        body[name] = written | fields_of(raw)
+    elif written:
         body[name] = written
 
 

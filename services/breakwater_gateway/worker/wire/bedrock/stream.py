@@ -162,6 +162,8 @@ class StreamDecoder:
             self._break(failure(200, frame.text(":error-code"), message, None), out)
             return
         event = frame.text(":event-type")
+        if event.startswith("contentBlock") and (self._finished or self._failure is not None):
+            return
         try:
             if event == "contentBlockDelta":
                 self._grow(frame.payload, out)

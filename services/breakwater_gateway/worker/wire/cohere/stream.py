@@ -139,7 +139,8 @@ class StreamDecoder:
             event = _event(data)
             take = self._take.get(event.type or "")
             if take is not None:
-                take(event, out)
+                if not self._finished:
+                    take(event, out)
             elif event.type == "message-end":
                 self._finish(_end(data).delta, out)
             elif event.type is None and data.strip():

@@ -14,7 +14,8 @@ from breakwater_gateway.worker.wire.gemini.embeddings import (
 from breakwater_gateway.worker.wire.gemini.errors import classify, encode_error
 from breakwater_gateway.worker.wire.gemini.fields import canonical
 from breakwater_gateway.worker.wire.gemini.request import Method, decode_request, method
-from breakwater_gateway.worker.wire.gemini.stream import StreamDecoder, StreamEncoder
+from breakwater_gateway.worker.wire.gemini.stream import StreamDecoder
+from breakwater_gateway.worker.wire.gemini.stream_encoder import StreamEncoder
 from breakwater_gateway.worker.wire.gemini.tokens import (
     decode_count_tokens,
     encode_count_tokens,

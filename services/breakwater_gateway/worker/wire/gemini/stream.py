@@ -1,4 +1,4 @@
-"""Streams of generateContent, in both directions.
+"""Streams of generateContent as a provider sends them.
 
 A chunk is an answer with the parts that are new; usage is cumulative; calls come whole. A stream is
 server-sent events, or without `alt=sse` one JSON array; it ends with the body, once every candidate has told
@@ -16,17 +16,14 @@ from breakwater_gateway.worker.sse import EventTooLarge, SseParser
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire.gemini import answer as a
 from breakwater_gateway.worker.wire.gemini import parts as p
-from breakwater_gateway.worker.wire.gemini.errors import classify, encode_error
+from breakwater_gateway.worker.wire.gemini.errors import classify
 from breakwater_gateway.worker.wire.gemini.fields import (
     UNREADABLE,
-    Body,
-    Dropped,
     encode,
     fields,
     text_or,
 )
 from breakwater_protocol import failures as f
-from breakwater_protocol.chat import Usage
 
 CANDIDATES_MAX: Final = 256
 
@@ -148,6 +145,7 @@ class _Content(Struct):
 
 class _TextPart(Struct, forbid_unknown_fields=True, gc=False):
     text: str
+    thought: bool = False
 
 
 class _TextContent(Struct, forbid_unknown_fields=True):
@@ -161,7 +159,7 @@ class _TextCandidate(Struct, forbid_unknown_fields=True):
 
 
 class _TextChunk(Struct, forbid_unknown_fields=True, rename="camel"):
-    """A chunk of nothing but text."""
+    """A chunk of nothing but text, or nothing but thoughts."""
 
     candidates: list[_TextCandidate]
     usage_metadata: Raw = Raw()
@@ -303,13 +301,17 @@ class StreamDecoder:
             self._break(_malformed(_NOT_JSON), events)
 
     def _more_text(self, chunk: "_TextChunk", events: list[n.StreamEvent]) -> bool:
-        """The commonest chunk, more of an open text, without a detour. False: it is another one."""
+        """The commonest chunk, more of the open part, without a detour. False: it is another one."""
         if len(chunk.candidates) != 1:
             return False
         given = chunk.candidates[0]
         candidate = self._candidates.get(given.index)
-        if candidate is None or candidate.kind is not n.Text:
+        if candidate is None or candidate.kind is None:
             return False
+        thinking = candidate.kind is n.Thinking
+        for part in given.content.parts:
+            if part.thought is not thinking:
+                return False
         index = candidate.parts - 1
         events.extend(
             n.Grew(index, part.text, candidate=given.index)
@@ -493,192 +495,3 @@ def _add_logprobs(events: list[n.StreamEvent], start: int, raw: Raw) -> bool:
             events[at] = msgspec.structs.replace(event, logprobs=told, extra=extra)
             return True
     return False
-
-
-# ---------------------------------------------------------------- encoding
-
-
-class _Open:
-    """A tool call whose arguments are still coming."""
-
-    __slots__ = ("call", "pieces", "size")
-
-    def __init__(self, call: n.ToolCall) -> None:
-        self.call = call
-        self.pieces = [call.arguments] if call.arguments else []
-        self.size = len(call.arguments)
-
-
-class StreamEncoder:
-    """Writes one stream as this API has it: an object a chunk, each for its own event or array item.
-
-    Calls are held until they are whole, and the finish until the usage is known, so that the last chunk has
-    both: feed it `Done`, or call `end` where the provider's stream had none.
-    """
-
-    __slots__ = (
-        "_calls",
-        "_chunk",
-        "_extra",
-        "_finished",
-        "_id",
-        "_kinds",
-        "_model",
-        "_usage",
-    )
-
-    def __init__(self, *, model: str) -> None:
-        """`model` is shown as `modelVersion`; empty: what the provider says."""
-        self._model = model
-        self._id = ""
-        self._extra: n.Extra = {}
-        self._kinds: dict[tuple[int, int], n.Part] = {}
-        self._calls: dict[tuple[int, int], _Open] = {}
-        self._finished: dict[int, n.Finished] = {}
-        self._usage: Usage | None = None
-        self._chunk: dict[int, tuple[list[object], list[object]]] = {}
-        """Of the chunk being made: parts and log probabilities of each candidate."""
-
-    def feed(self, events: list[n.StreamEvent]) -> list[bytes]:
-        written: list[bytes] = []
-        for event in events:
-            match event:
-                case n.Grew():
-                    self._grew(event)
-                case n.PartBegan(index=index, part=part, candidate=candidate):
-                    self._part_began((candidate, index), part)
-                case n.PartEnded(index=index, candidate=candidate):
-                    self._part_ended((candidate, index))
-                case n.UsageKnown(usage=used):
-                    self._usage = used
-                case n.Finished(candidate=candidate):
-                    self._finished[candidate] = event
-                case n.Began():
-                    self._id = event.id
-                    self._model = self._model or event.model
-                    self._extra = {
-                        name: raw for name, raw in event.extra.items() if name in _NATIVE_CHUNK
-                    }
-                case n.Broke(failure=failure):
-                    self._flush(written)
-                    written.append(encode_error(failure))
-                case n.Done():
-                    self._flush(written)
-                    written.extend(self.end())
-        self._flush(written)
-        return written
-
-    def end(self) -> list[bytes]:
-        """The last chunk, if a finish is still held."""
-        if not self._finished:
-            return []
-        finished, self._finished = self._finished, {}
-        candidates: list[Body] = []
-        usage: object = None if self._usage is None else a.encode_usage(self._usage)
-        for index, event in sorted(finished.items()):
-            extra = {name: raw for name, raw in event.extra.items() if name in _NATIVE_CANDIDATE}
-            native = event.native if a.is_native(event.native) else ""
-            candidate: Body = {
-                "content": {"role": "model", "parts": [{"text": ""}]},
-                "finishReason": native or a.REASONS[event.finish] or "STOP",
-                "index": index,
-            }
-            usage = event.extra.get("usageMetadata", usage)
-            candidates.append(candidate | extra)
-        body: Body = {"candidates": candidates}
-        if usage is not None:
-            body["usageMetadata"] = usage
-        return [encode(self._named(body))]
-
-    def _named(self, body: Body) -> Body:
-        if self._model:
-            body["modelVersion"] = self._model
-        if self._id:
-            body["responseId"] = self._id
-        return body | self._extra
-
-    def _parts_of(self, candidate: int) -> list[object]:
-        return self._chunk.setdefault(candidate, ([], []))[0]
-
-    def _part_began(self, key: tuple[int, int], part: n.Part) -> None:
-        match part:
-            case n.ToolCall():
-                self._calls[key] = _Open(part)
-            case n.Text() | n.Thinking() | n.Refusal():
-                self._kinds[key] = part
-                if not isinstance(part, n.Thinking) and part.text:
-                    self._parts_of(key[0]).append({"text": part.text})
-                elif isinstance(part, n.Thinking) and (part.text or part.signature):
-                    self._add_part(key[0], part)
-            case _:
-                self._add_part(key[0], part)
-
-    def _add_part(self, candidate: int, part: n.Part) -> None:
-        written = p.encode_part(part, Dropped(), native=False)
-        if written is None:
-            return
-        if not isinstance(written, Raw):
-            ours = {name: part.extra[name] for name in _NATIVE_PART if name in part.extra}
-            written = p.merged(written, ours)
-        self._parts_of(candidate).append(written)
-
-    def _grew(self, event: n.Grew) -> None:
-        key = (event.candidate, event.index)
-        call = self._calls.get(key)
-        if call is not None:
-            call.size += len(event.text)
-            if call.size <= n.EVENT_BYTES_MAX:
-                call.pieces.append(event.text)
-            return
-        part = self._kinds.get(key)
-        thinking = isinstance(part, n.Thinking)
-        if not event.text and not (thinking and event.signature) and not event.extra:
-            return
-        written: Body = {"text": event.text}
-        if thinking:
-            written["thought"] = True
-            if event.signature and p.is_base64(event.signature):
-                written["thoughtSignature"] = event.signature
-        for name in _NATIVE_PART:
-            if name in event.extra:
-                written[name] = event.extra[name]
-        self._parts_of(event.candidate).append(written)
-        told: object = event.extra.get("logprobsResult")
-        if told is None and event.logprobs is not None:
-            told = a.gemini_logprobs(event.logprobs)
-        if told is not None:
-            self._chunk[event.candidate][1].append(told)
-
-    def _part_ended(self, key: tuple[int, int]) -> None:
-        self._kinds.pop(key, None)
-        call = self._calls.pop(key, None)
-        if call is not None:
-            whole = msgspec.structs.replace(call.call, arguments="".join(call.pieces))
-            self._add_part(key[0], whole)
-
-    def _flush(self, written: list[bytes]) -> None:
-        if not self._chunk:
-            return
-        candidates: list[Body] = []
-        for index, (parts, logprobs) in sorted(self._chunk.items()):
-            candidate: Body = {"content": {"role": "model", "parts": parts}, "index": index}
-            if logprobs:
-                candidate["logprobsResult"] = logprobs[0]
-            candidates.append(candidate)
-        self._chunk = {}
-        written.append(encode(self._named({"candidates": candidates})))
-
-
-_NATIVE_CHUNK: Final = frozenset({"createTime"})
-_NATIVE_PART: Final[tuple[str, ...]] = (
-    *("thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"),
-    *("functionCall", "inlineData", "fileData"),
-)
-_NATIVE_CANDIDATE: Final = frozenset(
-    {
-        *("avgLogprobs", "finishMessage", "groundingMetadata", "groundingAttributions"),
-        *("safetyRatings", "citationMetadata", "urlContextMetadata", "tokenCount"),
-        *("finishReason", "logprobsResult"),
-    }
-)
-"""Fields whose names are Google's alone: no other dialect's `extra` holds them."""

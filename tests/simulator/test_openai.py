@@ -10,26 +10,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakwater_gateway.simulator import openai
-from breakwater_gateway.simulator.openai import ApiError, Choice, Json, Sampling, Turn
+from breakwater_gateway.simulator.content import compose, is_reasoning
+from breakwater_gateway.simulator.dialects import openai, openai_embeddings
+from breakwater_gateway.simulator.dialects.dialect import Ask, Route
+from breakwater_gateway.simulator.dialects.openai_errors import OpenAIError, wrong_key
+from breakwater_gateway.simulator.dialects.openai_request import read_chat
+from breakwater_gateway.simulator.schemas import fit, strictness
 from breakwater_gateway.simulator.script import Script
+from breakwater_gateway.simulator.turns import Choice, Embedding, Json, Sampling, Turn
+from breakwater_gateway.simulator.words import lorem
 
 HELLO = [{"role": "user", "content": "hello there"}]
 SAMPLING = Sampling(chance=12345, created=1_700_000_000)
 
 
 def turn(*, reasoning: bool = False, **fields: Json) -> Turn:
-    return openai.read_chat({"model": "m", "messages": HELLO, **fields}, reasoning=reasoning)
+    return read_chat({"model": "m", "messages": HELLO, **fields}, reasoning=reasoning)
 
 
-def refused(*, reasoning: bool = False, **fields: Json) -> ApiError:
-    with pytest.raises(ApiError) as caught:
+def completion(given: Turn, choices: list[Choice], script: Script, sampling: Sampling) -> bytes:
+    return openai.OpenAI().answer(given, choices, script, sampling)
+
+
+def read_embeddings(raw: dict[str, Json], script: Script) -> Embedding:
+    route = Route("", "openai", "embeddings")
+    return openai.OpenAI().read_embeddings(Ask(raw, raw["model"], route, {}, script))
+
+
+def refused(*, reasoning: bool = False, **fields: Json) -> OpenAIError:
+    with pytest.raises(OpenAIError) as caught:
         turn(reasoning=reasoning, **fields)
     return caught.value
 
 
 def composed(given: Turn, script: Script | None = None, *, malformed: bool = False) -> list[Choice]:
-    return openai.compose(given, script or Script(), chance=12345, seed=0, malformed=malformed)
+    return compose(given, script or Script(), chance=12345, seed=0, malformed=malformed)
 
 
 def chunks(given: Turn, script: Script | None = None) -> list[Any]:
@@ -48,8 +63,8 @@ def chunks(given: Turn, script: Script | None = None) -> list[Any]:
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":NaN}', b"[" * 200_000, b'{"a":' * 200_000],
 )
 def test_what_is_not_a_json_object_is_one_clear_error(body: bytes) -> None:
-    with pytest.raises(ApiError, match="could not parse the JSON body") as caught:
-        openai.decode(body)
+    with pytest.raises(OpenAIError, match="could not parse the JSON body") as caught:
+        openai.OpenAI().decode(body)
     assert caught.value.status == 400
 
 
@@ -139,8 +154,8 @@ def test_reasoning_models_reject_what_the_real_ones_do(fields: dict[str, Any], c
     ],
 )
 def test_reasoning_models_are_known_by_name(model: str, reasons: bool) -> None:
-    assert openai.is_reasoning(model, Script()) is reasons
-    assert openai.is_reasoning(model, Script(reasoning=not reasons)) is not reasons
+    assert is_reasoning(model, Script()) is reasons
+    assert is_reasoning(model, Script(reasoning=not reasons)) is not reasons
 
 
 def test_a_tool_result_after_its_call_is_fine() -> None:
@@ -157,12 +172,12 @@ def test_a_tool_result_after_its_call_is_fine() -> None:
 def test_the_same_seed_and_request_give_the_same_answer_and_others_another() -> None:
     given = turn()
     script = Script(tokens=50)
-    one = openai.compose(given, script, chance=1, seed=0)
-    assert one == openai.compose(given, script, chance=1, seed=0)
-    assert one != openai.compose(given, script, chance=2, seed=0)
-    assert one != openai.compose(given, script, chance=1, seed=1)
+    one = compose(given, script, chance=1, seed=0)
+    assert one == compose(given, script, chance=1, seed=0)
+    assert one != compose(given, script, chance=2, seed=0)
+    assert one != compose(given, script, chance=1, seed=1)
     assert len(one[0].pieces) == 50
-    assert len(openai.lorem(10_000, chance=5, seed=0)) == 10_000
+    assert len(lorem(10_000, chance=5, seed=0)) == 10_000
 
 
 def test_choices_differ_from_one_another() -> None:
@@ -189,7 +204,7 @@ def test_an_echo_is_what_was_said(text: str) -> None:
 
 def test_a_completion_has_every_field_of_the_real_one() -> None:
     given = turn()
-    body = msgspec.json.decode(openai.completion(given, composed(given), Script(), SAMPLING))
+    body = msgspec.json.decode(completion(given, composed(given), Script(), SAMPLING))
     assert set(body) == {
         "id",
         "object",
@@ -217,7 +232,7 @@ def test_usage_can_be_scripted_or_missing() -> None:
     )
     assert usage["prompt_tokens_details"]["cached_tokens"] == 100
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 3
-    body = openai.completion(given, composed(given), Script(usage="missing"), SAMPLING)
+    body = completion(given, composed(given), Script(usage="missing"), SAMPLING)
     assert "usage" not in msgspec.json.decode(body)
 
 
@@ -267,19 +282,29 @@ TOOLS = [
 ]
 
 
+def tool_of(given: Turn, script: Script | None = None) -> str:
+    (choice,) = composed(given, script)
+    return choice.calls[0].name if choice.calls else ""
+
+
 def test_tools_are_called_when_forced_or_scripted_and_only_then() -> None:
     named = {"type": "function", "function": {"name": "other"}}
-    assert composed(turn(tools=TOOLS))[0].tool == ""
-    assert composed(turn(tools=TOOLS, tool_choice="required"))[0].tool == "weather"
-    assert composed(turn(tools=TOOLS, tool_choice=named))[0].tool == "other"
-    assert composed(turn(tools=TOOLS), Script(tool_calls="always"))[0].tool == "weather"
-    assert (
-        composed(turn(tools=TOOLS, tool_choice="none"), Script(tool_calls="always"))[0].tool == ""
-    )
-    assert (
-        composed(turn(tools=TOOLS, tool_choice="required"), Script(tool_calls="never"))[0].tool
-        == ""
-    )
+    always = Script(tool_calls="always")
+    assert tool_of(turn(tools=TOOLS)) == ""
+    assert tool_of(turn(tools=TOOLS, tool_choice="required")) == "weather"
+    assert tool_of(turn(tools=TOOLS, tool_choice=named)) == "other"
+    assert tool_of(turn(tools=TOOLS), always) == "weather"
+    assert tool_of(turn(tools=TOOLS, tool_choice="none"), always) == ""
+    assert tool_of(turn(tools=TOOLS, tool_choice="required"), Script(tool_calls="never")) == ""
+
+
+def test_several_tools_are_called_at_once_unless_the_caller_wants_one() -> None:
+    script = Script(tool_calls="always", parallel_calls=3)
+    (choice,) = composed(turn(tools=TOOLS), script)
+    assert [call.name for call in choice.calls] == ["weather", "other", "weather"]
+    assert len({openai.call_id(call) for call in choice.calls}) == 3
+    (choice,) = composed(turn(tools=TOOLS, parallel_tool_calls=False), script)
+    assert len(choice.calls) == 1
 
 
 def test_a_tool_call_streams_its_name_once_and_its_arguments_in_fragments() -> None:
@@ -301,7 +326,7 @@ def test_malformed_arguments_do_not_parse(tools: list[object] | None) -> None:
     given = turn(tools=tools) if tools else turn()
     (choice,) = composed(given, malformed=True)
     with pytest.raises(msgspec.DecodeError):
-        msgspec.json.decode("".join(choice.pieces))
+        msgspec.json.decode(choice.calls[0].arguments)
 
 
 TREE = {
@@ -354,24 +379,24 @@ TREE = {
     st.integers(0, 2**64 - 1),
 )
 def test_structured_answers_fit_their_schema(schema: dict[str, object], chance: int) -> None:
-    jsonschema.validate(openai.fit(schema, chance=chance), schema)
+    jsonschema.validate(fit(schema, chance=chance), schema)
 
 
 @pytest.mark.parametrize(
     "schema", [{"$ref": "#"}, {"anyOf": [{"$ref": "#"}]}, {"type": []}, 5, {"$ref": 5}]
 )
 def test_schemas_without_a_value_end_anyway(schema: object) -> None:
-    openai.fit(schema, chance=1)
+    fit(schema, chance=1)
 
 
 def test_strict_schemas_must_close_their_objects_and_require_their_keys() -> None:
     loose = {"type": "object", "properties": {"a": {"type": "string"}}}
     missing = {**loose, "additionalProperties": False, "required": []}
-    assert "additionalProperties" in openai.strictness(loose)
-    assert "Missing 'a'" in openai.strictness(missing)
-    assert openai.strictness(SCHEMA) == openai.strictness(TREE) == ""
+    assert "additionalProperties" in strictness(loose)
+    assert "Missing 'a'" in strictness(missing)
+    assert strictness(SCHEMA) == strictness(TREE) == ""
     nested = {**SCHEMA, "properties": {"city": loose, "days": {"type": "integer"}}}
-    assert "('properties', 'city')" in openai.strictness(nested)
+    assert "('properties', 'city')" in strictness(nested)
     tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": loose}}]
     assert refused(tools=tools).code == "invalid_function_parameters"
 
@@ -380,8 +405,8 @@ def test_embeddings_come_as_floats_or_float32_little_endian() -> None:
     given = {"model": "text-embedding-3-small", "input": ["hello world", [1, 2, 3]]}
     bodies = []
     for encoding in ("float", "base64"):
-        asked = openai.read_embeddings({**given, "encoding_format": encoding}, Script())
-        bodies.append(msgspec.json.decode(openai.embeddings(asked, Script(), seed=0)))
+        asked = read_embeddings({**given, "encoding_format": encoding}, Script())
+        bodies.append(msgspec.json.decode(openai_embeddings.embeddings(asked, Script(), seed=0)))
     floats = bodies[0]["data"][0]["embedding"]
     packed = base64.b64decode(bodies[1]["data"][0]["embedding"])
     assert len(floats) == 1536
@@ -393,8 +418,8 @@ def test_embeddings_come_as_floats_or_float32_little_endian() -> None:
 
 def test_texts_that_share_words_are_near_each_other() -> None:
     texts = ["how do I reset my password", "how can I reset my password", "the weather in Paris"]
-    asked = openai.read_embeddings({"model": "m", "input": texts, "dimensions": 256}, Script())
-    data = msgspec.json.decode(openai.embeddings(asked, Script(), seed=0))["data"]
+    asked = read_embeddings({"model": "m", "input": texts, "dimensions": 256}, Script())
+    data = msgspec.json.decode(openai_embeddings.embeddings(asked, Script(), seed=0))["data"]
     one, two, three = (item["embedding"] for item in data)
     near = sum(a * b for a, b in zip(one, two, strict=True))
     far = sum(a * b for a, b in zip(one, three, strict=True))
@@ -418,11 +443,11 @@ def test_texts_that_share_words_are_near_each_other() -> None:
     ],
 )
 def test_bad_inputs_for_embeddings_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ApiError) as caught:
-        openai.read_embeddings({"model": "m", **fields}, Script())
+    with pytest.raises(OpenAIError) as caught:
+        read_embeddings({"model": "m", **fields}, Script())
     assert caught.value.status == 400
 
 
 def test_a_wrong_key_is_never_shown_whole() -> None:
-    assert "sk-abcdefghijklmnop" not in openai.wrong_key("sk-abcdefghijklmnop").message
-    assert "short" not in openai.wrong_key("short").message
+    assert "sk-abcdefghijklmnop" not in wrong_key("sk-abcdefghijklmnop").message
+    assert "short" not in wrong_key("short").message
