@@ -39,7 +39,7 @@ def difference(ours: Json, theirs: Json, at: str = "") -> Difference | None:
             if found is not None:
                 return found
         return None
-    if isinstance(ours, list) and isinstance(theirs, list):
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         if len(ours) != len(theirs):
             return Difference(f"{at}[] has another length", f"{len(ours)} is not {len(theirs)}")
         for one, other in zip(ours, theirs, strict=True):

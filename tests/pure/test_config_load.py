@@ -106,6 +106,7 @@ def test_a_whole_file_becomes_values_with_defaults_filled_in() -> None:
                     ),
                 ),
                 strategy="least-busy",
+                unsupported_params="refuse",
                 timeouts=Timeouts(first_token_s=1.5, total_s=90.0),
                 retry=RetryPolicy(attempts=2, base_s=0.5, budget=0.1),
                 breaker=BreakerPolicy(failure_rate=1.0, open_s=10.0),

@@ -27,6 +27,7 @@ FULL: dict[str, Any] = {
     "models": {
         "a": {
             "strategy": "least-busy",
+            "unsupported_params": "refuse",
             "deployments": [
                 {
                     "model": "openai/gpt-4o",
