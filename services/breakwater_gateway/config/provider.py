@@ -219,4 +219,8 @@ def fill(base_url: str, values: Mapping[str, str]) -> str:
 
 def quirks_for(deployment: Deployment) -> Mapping[str, object]:
     """`Target.quirks` for the encoders: `provider` names whose facts apply, the rest overrides them."""
-    return {"provider": deployment.provider, **dict(deployment.quirks)}
+    found: dict[str, object] = {"provider": deployment.provider}
+    if deployment.wire == "vertex":
+        # Whoever serves it: the paths are Vertex AI's, with the publisher in them.
+        found["vertex"] = True
+    return {**found, **dict(deployment.quirks)}
