@@ -40,7 +40,10 @@ def read_response(ask: Ask) -> Turn:
     for name in raw:
         if name not in _KNOWN:
             raise OpenAIError(
-                400, f"Unknown parameter: '{name[:200]}'.", param=name[:200], code="unknown_parameter"
+                400,
+                f"Unknown parameter: '{name[:200]}'.",
+                param=name[:200],
+                code="unknown_parameter",
             )
     given = raw.get("input")
     if given is None and not raw.get("prompt"):
