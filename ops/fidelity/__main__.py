@@ -5,18 +5,13 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
-from ops.fidelity import refusals, report, rows
-from ops.fidelity.finding import wrong
-from ops.fidelity.replay import Outcome, classifier, replay
-
-PROGRESS_S: Final = 5.0
-"""Seconds between words on progress within a file."""
+from ops.fidelity import refusals, report, rows, work
+from ops.fidelity.replay import Outcome, classifier
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,34 +75,18 @@ def _beside(folder: Path) -> Path | None:
 def _replayed(paths: list[Path], api: str | None, jobs: int | None) -> Iterator[Outcome]:
     """The outcomes of all files, each in a process of its own, the largest first."""
     started = time.monotonic()
-    work = partial(_file, api=api)
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
-        for number, (path, outcomes) in enumerate(pool.imap_unordered(work, paths), 1):
-            seconds = time.monotonic() - started
+    # Spawned, not forked: a fresh process holds no state of its parent.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        running = {pool.submit(work.file, path, api): path for path in paths}
+        for number, done in enumerate(as_completed(running), 1):
+            outcomes = done.result()
             print(
-                f"{seconds:6.1f} s  {number} of {len(paths)} files: {path.name}, {len(outcomes)} rows",
+                f"{time.monotonic() - started:6.1f} s  {number} of {len(paths)} files: "
+                f"{running[done].name}, {len(outcomes)} rows",
                 file=sys.stderr,
             )
             yield from outcomes
-
-
-def _file(path: Path, api: str | None) -> tuple[Path, list[Outcome]]:
-    provider = rows.provider_of(path)
-    outcomes = []
-    told = time.monotonic()
-    for number, line in enumerate(rows.lines(path), 1):
-        try:
-            row = rows.read(line, provider)
-        except rows.Unreadable as error:
-            found = wrong("a line that is no recording", error)
-            outcomes.append(Outcome(provider, "unreadable", f"line-{number}", (found,)))
-            continue
-        if api in {None, row.api}:
-            outcomes.append(replay(row))
-        if time.monotonic() - told > PROGRESS_S:
-            told = time.monotonic()
-            print(f"          {path.name}: row {number}", file=sys.stderr)
-    return path, outcomes
 
 
 if __name__ == "__main__":

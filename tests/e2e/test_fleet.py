@@ -54,11 +54,13 @@ def parted(workplace: Path, simulator: Simulator) -> Iterator[Fleet]:
         ["router"],
         ["edge", "--port", str(port)],
     ]
-    with fleet(directory, server.url, commands, port=port) as processes:
-        yield Fleet(port, server.url, processes)
-        for process in reversed(processes):
-            process.end()
-    server.stop()
+    try:
+        with fleet(directory, server.url, commands, port=port) as processes:
+            yield Fleet(port, server.url, processes)
+            for process in reversed(processes):
+                process.end()
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 from msgspec import Struct
@@ -57,6 +57,9 @@ class CannotStart(Exception):
     """One sentence that names what is in the way and the mend."""
 
 
+Form = Literal["json", "console"]
+
+
 class Process(Struct, frozen=True):
     kinds: tuple[str, ...]
     nats: str
@@ -75,7 +78,8 @@ class Process(Struct, frozen=True):
     peers: int = 0
     """How many other processes of the group there are."""
     drain_s: float = 60.0
-    log: str = ""
+    log: Form | None = None
+    """None: as the configuration says."""
 
 
 def read_config(path: str) -> tuple[Stored, Config]:
@@ -114,7 +118,7 @@ class _Serving:
     def __init__(self, process: Process) -> None:
         known = load_stored(process.config, os.environ) if process.config else None
         telemetry = (known or Config(models={})).telemetry
-        configure_logging("console" if process.log == "console" else telemetry.log, telemetry.level)
+        configure_logging(process.log or telemetry.log, telemetry.level)
         self.process = process
         self.subjects = Subjects()
         self.metrics = Registry(process=process.name)

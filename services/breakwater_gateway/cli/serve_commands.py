@@ -7,7 +7,10 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from breakwater_gateway.cli.process import Form
 
 import click
 
@@ -85,7 +88,7 @@ def up(
     processes: int,
     bus_only: bool,
     allow_open: bool,
-    log: str | None,
+    log: "Form | None",
     drain_timeout: float,
 ) -> None:
     from breakwater_gateway.cli.up import Up, run_up
@@ -101,7 +104,7 @@ def up(
         processes=processes,
         bus_only=bus_only,
         allow_open=allow_open,
-        log=log or "",
+        log=log,
         drain_s=drain_timeout,
     )
     _go(lambda: run_up(plan))
@@ -145,7 +148,7 @@ def run(
     capacity: int | None,
     bus_only: bool,
     allow_open: bool,
-    log: str | None,
+    log: "Form | None",
     drain_timeout: float,
     simulator_port: int,
     reuse_port: bool,
@@ -182,7 +185,7 @@ def run(
             group=group or f"p{os.getpid()}-{socket.gethostname()}",
             peers=peers,
             drain_s=drain_timeout,
-            log=log or "",
+            log=log,
         )
         return await serve(process)
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from breakwater_gateway import __version__
 from breakwater_gateway.cli.process import (
+    Form,
     Process,
     publish_once,
     read_config,
@@ -54,7 +55,7 @@ class Up(Struct, frozen=True):
     processes: int
     bus_only: bool
     allow_open: bool
-    log: str
+    log: Form | None
     drain_s: float
 
 
@@ -64,8 +65,7 @@ async def run_up(plan: Up) -> int:
     check_port(plan.host, port)
     simulator_port = _free_port()
     stored, config = _configuration(plan, simulator_port)
-    form = "console" if plan.log == "console" else config.telemetry.log
-    configure_logging(form, config.telemetry.level)
+    configure_logging(plan.log or config.telemetry.log, config.telemetry.level)
     async with AsyncExitStack() as stack:
         url = plan.nats
         if not url:

@@ -230,7 +230,7 @@ class Edge(Actor):
         `dialect`: whose errors the client reads, where that is not the `api` that it becomes; `back`
         turns a whole answer into that dialect's.
         """
-        headers = http.bus_headers(request.headers, body)
+        headers = http.bus_headers(request.headers, body, longest_s=self._longest_s)
         request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
         if len(request_id) > ID_MAX:
             failure = f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")

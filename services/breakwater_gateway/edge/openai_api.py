@@ -29,8 +29,13 @@ _PASSED: Final = frozenset({h.RETRY_AFTER, h.SHOULD_RETRY})
 _HINT_MARGIN_S: Final = 0.5
 
 
-def bus_headers(http: Mapping[str, str], body: bytes = b"") -> dict[str, str]:
-    """What of an HTTP request's headers goes on the bus."""
+def bus_headers(
+    http: Mapping[str, str], body: bytes = b"", *, longest_s: float = 600.0
+) -> dict[str, str]:
+    """What of an HTTP request's headers goes on the bus.
+
+    `longest_s`: a client's patience beyond it says nothing, since no model is configured to take as long.
+    """
     found = {name: value for name, value in http.items() if name.startswith(_OURS)}
     for name in (h.TRACEPARENT, h.TRACESTATE, *h.NATIVE):
         if name in http:
@@ -45,7 +50,7 @@ def bus_headers(http: Mapping[str, str], body: bytes = b"") -> dict[str, str]:
         and b'"stream"' not in body
     ):
         seconds = float(hint)
-        if 0 < seconds < 600:
+        if 0 < seconds < longest_s:
             found[h.TIMEOUT] = f"{seconds + _HINT_MARGIN_S:.3f}s"
     return found
 

@@ -75,7 +75,7 @@ METRICS: Final = _table(
     Metric(
         "breakwater_attempts_total",
         "counter",
-        "Calls to providers that ended; `error` is empty for the good ones.",
+        "Calls to providers that ended; `error` is `none` for the good ones.",
         labels=("deployment", "error"),
     ),
     Metric(

@@ -97,7 +97,7 @@ def find(path: str) -> Route | None:
             "azure",
             "embeddings" if match["action"] == "embeddings" else "chat",
             model=match["model"],
-            action="deployments",
+            action="versioned",
         )
     if match := _BEDROCK.fullmatch(path):
         return Route(
@@ -125,7 +125,8 @@ def _plain(path: str) -> Route | None:
             dialect, kind = second
             return Route(lane, dialect, "embeddings" if kind == "embeddings" else "chat")
     dialect, endpoint, method = known
-    return Route(lane, dialect, endpoint, method=method)
+    action = "versioned" if dialect == "azure_responses" else ""
+    return Route(lane, dialect, endpoint, method=method, action=action)
 
 
 def _vertex(match: re.Match[str]) -> Route | None:

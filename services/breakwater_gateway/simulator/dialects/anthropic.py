@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import ClassVar, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from breakwater_gateway.simulator.content import counts
 from breakwater_gateway.simulator.dialects.anthropic_errors import AnthropicError, word
@@ -162,7 +163,7 @@ class VertexClaude(Anthropic):
             raise AnthropicError(400, "model: Extra inputs are not permitted")
         if not isinstance(ask.raw.get("anthropic_version"), str):
             raise AnthropicError(400, "anthropic_version: Field required")
-        return super().read(ask)
+        return replace(super().read(ask), stream=ask.route.action == "streamRawPredict")
 
 
 def usage_of(used: Counts) -> dict[str, Json]:

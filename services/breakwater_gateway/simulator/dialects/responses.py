@@ -24,7 +24,7 @@ from breakwater_gateway.simulator.turns import (
     token,
 )
 
-_ECHOED: Final = {
+_ECHOED: Final[dict[str, Json]] = {
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
