@@ -66,8 +66,8 @@ def told(body: bytes) -> Told:
         at = payload.get("contentBlockIndex", 0)
         if event == "contentBlockStart" and "toolUse" in payload.get("start", {}):
             call = payload["start"]["toolUse"]
-            # Blocks of what the provider runs itself have a type, and stay native.
-            if "type" not in call:
+            # What the provider runs itself stays native.
+            if call.get("type", "tool_use") == "tool_use":
                 calls[at], arguments[at] = (call["toolUseId"], call["name"]), ""
         elif event == "contentBlockDelta":
             delta = payload["delta"]

@@ -66,13 +66,13 @@ def without_nulls(value: Json) -> Json:
     return value
 
 
-def near(one: Json, other: Json, rel: float = 1e-9) -> bool:
-    """Two numbers that are the same but for rounding."""
+def near(one: Json, other: Json) -> bool:
+    """Two log probabilities that are the same but for rounding."""
     numbers = (int, float)
     return (
         isinstance(one, numbers)
         and isinstance(other, numbers)
-        and math.isclose(one, other, rel_tol=rel, abs_tol=1e-12)
+        and math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-5)
     )
 
 
@@ -81,7 +81,7 @@ TAGS: Final = frozenset({"role", "type"})
 
 
 def leaves(value: Json, found: Counter[str] | None = None) -> Counter[str]:
-    """Scalars of a JSON value, but for tags; JSON text, as of a tool's arguments, counts as what it says too."""
+    """Scalars of a JSON value, but for tags and empty texts; JSON text, as of a tool's arguments, counts as what it says too."""
     found = Counter() if found is None else found
     if isinstance(value, dict):
         for name, one in value.items():
@@ -91,7 +91,8 @@ def leaves(value: Json, found: Counter[str] | None = None) -> Counter[str]:
         for one in value:
             leaves(one, found)
     elif isinstance(value, str):
-        found[repr(value)] += 1
+        if value:
+            found[repr(value)] += 1
         if value[:1] in {"{", "["}:
             try:
                 leaves(parse(value), found)

@@ -77,15 +77,19 @@ def streamed(row: Row, make: Callable[[], Any], wanted: Told) -> Findings:
     yield from compared("stream: text", "".join(streams.texts(events, n.Text)), wanted.text)
     thought = "".join(streams.texts(events, n.Thinking))
     yield from compared("stream: thoughts", thought, wanted.thought)
-    yield from compared("stream: calls", _calls(events), wanted.calls)
+    calls = _calls(events)
+    for mine, other in zip(calls, wanted.calls, strict=False):
+        if not other[0] and mine[0]:
+            mine[0] = ""  # minted: the provider gave none
+    yield from compared("stream: calls", calls, wanted.calls)
     finish = [event.native for event in events if isinstance(event, n.Finished)]
-    if wanted.finish:
+    if wanted.finish and not wanted.failed:
         yield from compared("stream: finish", finish, [wanted.finish])
     known = streams.last_usage(events)
     yield from compared("stream: usage", known and known.usage, wanted.usage)
 
 
-def _calls(events: list[n.StreamEvent]) -> list[tuple[str, str, Json]]:
+def _calls(events: list[n.StreamEvent]) -> list[list[Json]]:
     parts = [
         event.part
         for event in events
@@ -93,7 +97,7 @@ def _calls(events: list[n.StreamEvent]) -> list[tuple[str, str, Json]]:
     ]
     arguments = streams.texts(events, n.ToolCall)
     return [
-        (part.id, part.name, as_json(text)) for part, text in zip(parts, arguments, strict=True)
+        [part.id, part.name, as_json(text)] for part, text in zip(parts, arguments, strict=True)
     ]
 
 

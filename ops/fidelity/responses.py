@@ -222,7 +222,7 @@ def _level(mine: Json, other: Json) -> None:
     if kind == "response.function_call_arguments.done":
         other.pop("name", None)  # OpenRouter's; OpenAI does not send it
         mine.pop("name", None)
-    if kind == "response.content_part.added" and "text" in other["part"]:
+    if kind == "response.content_part.added" and other["part"].get("type") == "output_text":
         other["part"].setdefault("logprobs", [])
         other["part"].setdefault("annotations", [])
     if kind.startswith("response.output_text."):
@@ -241,13 +241,16 @@ def _level(mine: Json, other: Json) -> None:
 
 
 def rounded(mine: Json, other: Json) -> Json:
-    """Mine, with the other's numbers where they are rounded: log probabilities are, in the whole item."""
+    """Mine, with the other's log probabilities where they are the same: the whole item rounds them anew."""
     if isinstance(mine, dict) and isinstance(other, dict):
-        return {name: rounded(value, other.get(name)) for name, value in mine.items()}
+        return {
+            name: other[name]
+            if name == "logprob" and near(value, other.get(name))
+            else rounded(value, other.get(name))
+            for name, value in mine.items()
+        }
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         return [rounded(one, two) for one, two in zip(mine, other, strict=True)]
-    if isinstance(mine, float) and near(mine, other, rel=1e-4):
-        return other
     return mine
 
 

@@ -170,21 +170,5 @@ def test_each_answer_of_an_embedding_model_has_its_vectors() -> None:
     assert count >= 20
 
 
-LABELS: Final[dict[str, tuple[type[f.Failure], ...]]] = {
-    "rate_limit": (f.RateLimited,),
-    "quota": (f.QuotaExhausted,),
-    "model_not_found": (f.ModelNotFound,),
-    "context_length": (f.ContextLength,),
-    "invalid_request": (f.InvalidRequest,),
-    "auth": (f.KeyRejected, f.KeyForbidden),
-}
 
 
-def test_each_labelled_error_is_what_its_label_says() -> None:
-    lines = (SHARED / "data" / "errors.jsonl").read_text(encoding="utf-8").splitlines()
-    labelled = [one for one in map(json.loads, lines) if one["provider"] == "bedrock"]
-    assert labelled
-    for one in labelled:
-        body = json.dumps(one["body"]).encode()
-        found = bedrock.classify(one["status"], one["headers"], body, now=0)
-        assert isinstance(found, LABELS[one["label"]]), (one["ref"], found)

@@ -316,7 +316,7 @@ def test_an_answer_is_read_with_all_that_it_says() -> None:
     assert isinstance(found, n.Answer)
     (candidate,) = found.candidates
     assert candidate.parts == [
-        n.Thinking(text="I will look.", extra={"tool_plan": Raw(b"true")}),
+        n.Thinking(text="I will look.", layout={"tool_plan": Raw(b"true")}),
         n.Thinking(text="hm"),
         n.Text(text="Hi"),
         n.ToolCall(id="c", name="f", arguments="{}"),
@@ -415,7 +415,7 @@ def test_a_stream_is_read_event_by_event() -> None:
     usage = Raw(json.dumps(END["delta"]["usage"]).encode())
     assert found == [
         n.Began(id="a"),
-        n.PartBegan(0, n.Thinking(extra={"tool_plan": Raw(b"true")})),
+        n.PartBegan(0, n.Thinking(layout={"tool_plan": Raw(b"true")})),
         n.Grew(0, text="I "),
         n.Grew(0, text="will."),
         n.PartEnded(0),

@@ -78,20 +78,5 @@ def test_each_stream_says_what_its_lines_say_at_any_cut() -> None:
     assert count >= 10
 
 
-LABELS = {
-    "model_not_found": f.ModelNotFound,
-    "context_length": f.ContextLength,
-    "auth": f.KeyRejected,
-    "rate_limit": f.RateLimited,
-    "invalid_request": f.InvalidRequest,
-}
 
 
-def test_each_labelled_error_is_what_its_label_says() -> None:
-    lines = (SHARED / "data" / "errors.jsonl").read_text(encoding="utf-8").splitlines()
-    labelled = [one for one in map(json.loads, lines) if one["provider"] == "ollama"]
-    assert labelled
-    for one in labelled:
-        body = json.dumps(one["body"]).encode()
-        found = ollama.classify(one["status"], one["headers"], body, now=0)
-        assert isinstance(found, LABELS[one["label"]]), (one["ref"], found)

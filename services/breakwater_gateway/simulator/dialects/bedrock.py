@@ -94,8 +94,7 @@ class Bedrock(Dialect):
             blocks.append((None, _thoughts(choice, step)))
         if choice.pieces:
             blocks.append((None, (({"text": t}, n) for t, n in batches(choice.pieces, step))))
-        for call in choice.calls:
-            blocks.append(({"toolUse": _named(call)}, _inputs(call, step)))
+        blocks += [({"toolUse": _named(call)}, _inputs(call, step)) for call in choice.calls]
         for i, (start, deltas) in enumerate(blocks):
             at = {"contentBlockIndex": i}
             if start is not None:

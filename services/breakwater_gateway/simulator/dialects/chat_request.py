@@ -85,7 +85,7 @@ def read_tools(given: Json, invalid: Callable[[str], ApiError]) -> tuple[Tool, .
     for i, tool in enumerate(given):
         function = tool.get("function") if isinstance(tool, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise invalid(f"invalid request: tools[{i}].function.name is required")
         tools.append(Tool(name, function.get("parameters") or {"type": "object"}))
     return tuple(tools)

@@ -174,7 +174,13 @@ class Gemini(Dialect):
         prompt = sum(count_tokens(text) for text in texts)
         return Embedding(ask.model, tuple(texts), wanted, prompt, framing=framing)
 
-    def embeddings(self, asked: Embedding, script: Script, *, seed: int) -> bytes:
+    def embeddings(
+        self,
+        asked: Embedding,
+        script: Script,  # noqa: ARG002 - Google tells no usage of embeddings
+        *,
+        seed: int,
+    ) -> bytes:
         values = [vector(text, asked.dimensions, seed, as_base64=False) for text in asked.inputs]
         if asked.framing == "predict":
             predictions = [

@@ -5,6 +5,7 @@ Source: Mistral API reference, "Chat", "Reasoning"; recorded answers and streams
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -309,7 +310,7 @@ def _check_order(messages: list[Json]) -> None:
             type_="invalid_request_message_order",
             code="3230",
         )
-    for before, message in zip(messages, messages[1:], strict=False):
+    for before, message in pairwise(messages):
         if message["role"] == "tool" and not (before["role"] == "tool" or before.get("tool_calls")):
             raise MistralError(
                 400,

@@ -12,17 +12,17 @@ from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 
 PLAN: Final = "tool_plan"
-"""The `extra` field that marks a thought as `tool_plan`: what the model means to do with its tools."""
+"""The mark in `layout` of a thought that was `tool_plan`: what the model means to do with its tools."""
 
-_PLAN_EXTRA: Final = {PLAN: Raw(b"true")}
+_PLANNED: Final = {PLAN: Raw(b"true")}
 
 
 def plan(text: str) -> n.Thinking:
-    return n.Thinking(text=text, extra=_PLAN_EXTRA)
+    return n.Thinking(text=text, layout=_PLANNED)
 
 
 def is_plan(part: n.Part) -> bool:
-    return isinstance(part, n.Thinking) and PLAN in part.extra
+    return isinstance(part, n.Thinking) and PLAN in part.layout
 
 
 def native(raw: Raw) -> n.Native:
