@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import msgspec
-
 from ops.fidelity import refusals, report, rows, work
 from ops.fidelity.replay import Outcome, classifier
 

@@ -5,17 +5,17 @@ from itertools import takewhile
 from typing import Final
 
 import msgspec
+from ops.fidelity import streams
+from ops.fidelity.equivalence import Json, invoked, parse, sse
+from ops.fidelity.exchange import compared, nothing_dropped, opened, refusal
+from ops.fidelity.finding import Findings, excused, wrong
+from ops.fidelity.rows import Row
 
 from breakwater_gateway.worker.wire import anthropic
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_gateway.worker.wire.bedrock.invoke import ChunkReader
 from breakwater_protocol.chat import Usage
-from ops.fidelity import streams
-from ops.fidelity.equivalence import Json, invoked, parse, sse
-from ops.fidelity.exchange import compared, nothing_dropped, opened, refusal
-from ops.fidelity.finding import Findings, excused, wrong
-from ops.fidelity.rows import Row
 
 HOSTS: Final = {"vertex": "vertex", "bedrock": "bedrock"}
 
@@ -67,9 +67,7 @@ def count(row: Row) -> Findings:
 
 def answer(row: Row) -> Findings:
     given = parse(row.body)
-    told, findings = opened(
-        anthropic.decode_answer(row.body), lambda: given.get("type") == "error"
-    )
+    told, findings = opened(anthropic.decode_answer(row.body), lambda: given.get("type") == "error")
     yield from findings
     if told is None:
         return
@@ -141,6 +139,7 @@ def _stream(row: Row, given: list[Json], make: Callable[[], streams.Decoder]) ->
     events = streams.decoded(make, row.body)
     yield from streams.contract(events)
     yield from streams.cut_anywhere(make, row.body, events)
+    yield from streams.cut_short(make, row.body)
     failed = any(event["type"] == "error" for event in given)
     done = any(event["type"] == "message_stop" for event in given)
     yield from streams.ends(events, done=done, failed=failed)

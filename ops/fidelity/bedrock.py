@@ -4,14 +4,15 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
-from breakwater_gateway.worker.wire import bedrock
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_protocol.chat import Usage
 from ops.fidelity.equivalence import Json, frames, parse
 from ops.fidelity.exchange import compared
 from ops.fidelity.finding import Findings, skipped, wrong
 from ops.fidelity.outbound import Told, answered, as_json, requested, streamed
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import bedrock
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_protocol.chat import Usage
 
 FAILURES: Final = frozenset({"malformed_tool_use", "malformed_model_output"})
 """Stop reasons that are failures."""
@@ -98,9 +99,8 @@ def embeds(row: Row) -> bool:
         asked = parse(row.request_body)
     except ValueError:
         return "embed" in model(row)
-    return (
-        "embed" in model(row)
-        or asked.keys() <= {"inputText", "dimensions", "normalize", "embeddingTypes"}
+    return "embed" in model(row) or (
+        asked.keys() <= {"inputText", "dimensions", "normalize", "embeddingTypes"}
         and b'"embedding' in row.body[:100]
     )
 

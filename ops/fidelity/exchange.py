@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Final
 
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_protocol import failures as f
 from ops.fidelity.equivalence import Json, difference, parse
 from ops.fidelity.finding import Finding, Findings, excused, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_protocol import failures as f
 
 REFUSED_TOO: Final = "a request that the provider refused as well is refused"
 NO_MODEL: Final = "a request that names no model is refused: there is nothing to choose by"
@@ -41,7 +42,9 @@ def compared(what: str, ours: Json, theirs: Json) -> Findings:
 
 def nothing_dropped(call: n.Call) -> Findings:
     if call.dropped:
-        yield wrong("request: names as dropped what its own dialect can say", ", ".join(call.dropped))
+        yield wrong(
+            "request: names as dropped what its own dialect can say", ", ".join(call.dropped)
+        )
 
 
 def opened(

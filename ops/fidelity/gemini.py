@@ -1,11 +1,6 @@
 """Gemini's generateContent, of the Gemini API and of Vertex, its token counts and embeddings."""
 
 import msgspec
-
-from breakwater_gateway.worker.wire import gemini
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_protocol import failures as f
 from ops.fidelity import streams
 from ops.fidelity.equivalence import Json, parse, sse
 from ops.fidelity.exchange import (
@@ -16,6 +11,11 @@ from ops.fidelity.exchange import (
 )
 from ops.fidelity.finding import Findings, excused, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import gemini
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_protocol import failures as f
 
 BLOCKED = frozenset(
     {
@@ -123,6 +123,7 @@ def stream(row: Row) -> Findings:
     events = streams.decoded(gemini.StreamDecoder, row.body)
     yield from streams.contract(events)
     yield from streams.cut_anywhere(gemini.StreamDecoder, row.body, events)
+    yield from streams.cut_short(gemini.StreamDecoder, row.body)
     finished = last_of(given, "finishReason") is not None
     blocked = any((one.get("promptFeedback") or {}).get("blockReason") for one in given)
     if blocked or any("error" in one for one in given):

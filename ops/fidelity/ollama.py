@@ -1,14 +1,15 @@
 """Ollama's own API: chat, its NDJSON streams, and embeddings."""
 
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire import ollama
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_protocol.chat import Usage
 from ops.fidelity.equivalence import Json, ndjson, parse, without_nulls
 from ops.fidelity.exchange import compared, nothing_dropped, refusal
 from ops.fidelity.finding import Findings, wrong
 from ops.fidelity.outbound import Told, answered, requested, streamed
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire import ollama
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_protocol.chat import Usage
 
 
 def request(row: Row) -> Findings:

@@ -4,16 +4,17 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire import openai_chat as oc
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_gateway.worker.wire.openai_chat.answer import FINISH
-from breakwater_protocol.chat import Usage
 from ops.fidelity import streams
 from ops.fidelity.equivalence import Json, parse, sse, without_nulls
 from ops.fidelity.exchange import compared, nothing_dropped, opened, refusal
 from ops.fidelity.finding import Findings, excused, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire import openai_chat as oc
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_gateway.worker.wire.openai_chat.answer import FINISH
+from breakwater_protocol.chat import Usage
 
 # ---- requests
 
@@ -202,6 +203,7 @@ def stream(row: Row) -> Findings:
     events = streams.decoded(make, row.body)
     yield from streams.contract(events)
     yield from streams.cut_anywhere(make, row.body, events)
+    yield from streams.cut_short(make, row.body)
     given = chunks(row.body)
     failed = len(given) < len(sse(row.body))
     wanted = folded(given)
@@ -283,9 +285,7 @@ def embeddings_answer(row: Row) -> Findings:
         yield wrong(f"answer: taken for {type(told).__name__}", told)
         return
     for encoding in ("float", "base64"):
-        written = oc.encode_embeddings_answer(
-            told, encoding=encoding, own=True, model=told.model
-        )
+        written = oc.encode_embeddings_answer(told, encoding=encoding, own=True, model=told.model)
         body = without_nulls(parse(written))
         if len(told.vectors) != len(wanted["data"]):
             yield wrong("answer: another number of vectors")

@@ -5,16 +5,16 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_protocol import failures as f
-from breakwater_protocol.chat import Usage
 from ops.fidelity import streams
 from ops.fidelity.equivalence import Json, lost, parse
 from ops.fidelity.exchange import compared, nothing_dropped, opened, refusal
 from ops.fidelity.finding import Findings, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_protocol import failures as f
+from breakwater_protocol.chat import Usage
 
 
 class Told(Struct):
@@ -73,6 +73,7 @@ def streamed(row: Row, make: Callable[[], Any], wanted: Told) -> Findings:
     events = streams.decoded(make, row.body)
     yield from streams.contract(events)
     yield from streams.cut_anywhere(make, row.body, events)
+    yield from streams.cut_short(make, row.body)
     yield from streams.ends(events, done=wanted.done and not wanted.failed, failed=wanted.failed)
     yield from compared("stream: text", "".join(streams.texts(events, n.Text)), wanted.text)
     thought = "".join(streams.texts(events, n.Thinking))

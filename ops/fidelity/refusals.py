@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct
-
-from breakwater_protocol import failures as f
 from ops.fidelity.finding import Findings, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_protocol import failures as f
 
 NOW: Final = 1_741_300_000.0
 """Unix seconds at which errors are classified: hints that are dates are relative to it."""
@@ -130,11 +130,8 @@ _labelled: Final = msgspec.json.Decoder(Labelled).decode
 
 def judge(path: Path, classify_of: Callable[[str], Classify]) -> Verdicts:
     """Every labelled error against the dialect of its provider. Raises `msgspec.MsgspecError`."""
-    found = []
-    for line in path.read_bytes().splitlines():
-        if line.strip():
-            found.append(_judged(_labelled(line), classify_of))
-    return Verdicts(found)
+    lines = path.read_bytes().splitlines()
+    return Verdicts([_judged(_labelled(line), classify_of) for line in lines if line.strip()])
 
 
 def _judged(item: Labelled, classify_of: Callable[[str], Classify]) -> Verdict:

@@ -8,14 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from msgspec import Struct
-
-from breakwater_gateway.worker.wire import anthropic as anthropic_dialect
-from breakwater_gateway.worker.wire import bedrock as bedrock_dialect
-from breakwater_gateway.worker.wire import cohere as cohere_dialect
-from breakwater_gateway.worker.wire import gemini as gemini_dialect
-from breakwater_gateway.worker.wire import ollama as ollama_dialect
-from breakwater_gateway.worker.wire import openai_chat as openai_dialect
-from breakwater_gateway.worker.wire import responses as responses_dialect
 from ops.fidelity import (
     anthropic,
     bedrock,
@@ -28,6 +20,14 @@ from ops.fidelity import (
 )
 from ops.fidelity.finding import Finding, Findings, skipped, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import anthropic as anthropic_dialect
+from breakwater_gateway.worker.wire import bedrock as bedrock_dialect
+from breakwater_gateway.worker.wire import cohere as cohere_dialect
+from breakwater_gateway.worker.wire import gemini as gemini_dialect
+from breakwater_gateway.worker.wire import ollama as ollama_dialect
+from breakwater_gateway.worker.wire import openai_chat as openai_dialect
+from breakwater_gateway.worker.wire import responses as responses_dialect
 
 Check = Callable[[Row], Findings]
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
-
 from ops.fidelity.refusals import Verdicts
 from ops.fidelity.replay import Outcome
 
@@ -79,9 +78,7 @@ def table(report: Report, *, rows: int) -> Iterator[str]:
             yield f"         {_first(ids, rows)}"
     total = sum(tally.total for tally in report.tallies)
     failed = report.replayed - report.passed
-    yield (
-        f"{'all':<40}{total:>7}{report.passed:>8}{failed:>8}{total - report.replayed:>14}"
-    )
+    yield (f"{'all':<40}{total:>7}{report.passed:>8}{failed:>8}{total - report.replayed:>14}")
     for title, field in (("not replayed", "skipped"), ("passed by a rule", "excused")):
         together = _together(report.tallies, field)
         if together:

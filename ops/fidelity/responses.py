@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from typing import Final
 
 import msgspec
-
-from breakwater_gateway.worker.wire import neutral as n
-from breakwater_gateway.worker.wire import responses
-from breakwater_gateway.worker.wire.bad_request import BadRequest
-from breakwater_protocol.chat import Usage
 from ops.fidelity import streams
 from ops.fidelity.equivalence import Json, near, parse, sse, without_nulls
 from ops.fidelity.exchange import compared, nothing_dropped, opened, refusal
 from ops.fidelity.finding import Findings, excused, skipped, wrong
 from ops.fidelity.rows import Row
+
+from breakwater_gateway.worker.wire import neutral as n
+from breakwater_gateway.worker.wire import responses
+from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_protocol.chat import Usage
 
 OPENING: Final = ("response.created", "response.in_progress", "response.queued")
 
@@ -82,6 +82,7 @@ def stream(row: Row) -> Findings:
     events = streams.decoded(responses.StreamDecoder, row.body)
     yield from streams.contract(events)
     yield from streams.cut_anywhere(responses.StreamDecoder, row.body, events)
+    yield from streams.cut_short(responses.StreamDecoder, row.body)
     given = sse(row.body)
     types = {event.get("type") for event in given}
     failed = bool(types & {"error", "response.failed"})
@@ -114,10 +115,10 @@ def _as_a_whole(events: list[n.StreamEvent], last: Json) -> Findings:
     began = events[0]
     if isinstance(began, n.Began) and began.extra.get("background") == msgspec.Raw(b"true"):
         return  # resumed in the middle, maybe
-    ours, theirs = ([_said(part) for part in parts] for parts in (folded(events), candidate.parts))
-    if not theirs and ours:
-        return  # Hosts whose last event leaves the output out.
-    yield from compared("stream: parts", ours, theirs)
+    said, whole = ([_said(part) for part in parts] for parts in (folded(events), candidate.parts))
+    if said and not whole:
+        return  # hosts whose last event leaves the output out
+    yield from compared("stream: parts", said, whole)
 
 
 def folded(events: list[n.StreamEvent]) -> list[n.Part]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import msgspec
+from ops.fidelity.finding import Findings, wrong
 
 from breakwater_gateway.worker.wire import neutral as n
-from ops.fidelity.finding import Findings, wrong
 
 
 class Decoder(Protocol):
@@ -62,6 +62,15 @@ def cut_anywhere(make: Make, body: bytes, whole: list[n.StreamEvent]) -> Finding
     for size in (1, 7, 1021) if len(body) < BYTEWISE_BELOW else (61, 1021):
         if _encode(decoded(make, *pieces(body, size))) != told:
             yield wrong("stream: cut in pieces, it gives other events", f"of {size} bytes")
+            return
+
+
+def cut_short(make: Make, body: bytes) -> Findings:
+    """Half a stream is never whole; one whose finish was told may be, where hosts end with that."""
+    for at in (len(body) // 4, len(body) // 2):
+        kinds = {type(event) for event in decoded(make, body[:at])}
+        if n.Done in kinds and n.Finished not in kinds:
+            yield wrong("stream: cut short, it is told as whole", f"at byte {at}")
             return
 
 

@@ -44,9 +44,9 @@ _BEARER: Final = {"authorization": "Bearer sk-test"}
 PROVIDERS: Final = {
     provider.name: provider
     for provider in (
-        Provider("openai", "openai", "/sim/v1", _BEARER),
-        Provider("mistral", "mistral", "/mistral/v1", _BEARER),
-        Provider("azure", "azure", "/sim/openai/v1", {"api-key": "sk-test"}),
+        Provider("openai", "openai", "/sim/v1", _BEARER, {"provider": "openai"}),
+        Provider("mistral", "mistral", "/mistral/v1", _BEARER, {"provider": "mistral"}),
+        Provider("azure", "azure", "/sim/openai/v1", {"api-key": "sk-test"}, {"provider": "azure"}),
         Provider("responses", "responses", "/sim/v1", _BEARER),
         Provider("anthropic", "anthropic", "/sim/v1", {"x-api-key": "sk-test"}),
         Provider("vertex-claude", "anthropic", VERTEX, _BEARER, {"host": "vertex"}),
@@ -76,10 +76,9 @@ class Client:
             headers |= signed(url, call.body)
         return await self.http.post(url, content=call.body, headers=headers)
 
-    async def ask(self, provider: Provider, request: n.Request) -> httpx.Response:
-        return await self.send(
-            provider, provider.dialect.encode_request(request, provider.target())
-        )
+    async def ask(self, provider: Provider, request: n.Request, model: str = "m") -> httpx.Response:
+        target = provider.target(model)
+        return await self.send(provider, provider.dialect.encode_request(request, target))
 
     async def post(
         self, path: str, body: object, headers: dict[str, str] | None = None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-
 from ops.fidelity import rows as reader
 from ops.fidelity.rows import Row
 

@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from typing import Final
 
 from tests.wire.outbound import Json, cuts, events, keeps_the_contract, lost, same_json, text_of
-from tests.wire.recordings import SHARED, Row, needs_recordings, rows
+from tests.wire.recordings import Row, needs_recordings, rows
 
 from breakwater_gateway.worker.wire import bedrock
 from breakwater_gateway.worker.wire import neutral as n
@@ -168,7 +167,3 @@ def test_each_answer_of_an_embedding_model_has_its_vectors() -> None:
             assert found.usage.input == int(counted), row.id
         count += 1
     assert count >= 20
-
-
-
-

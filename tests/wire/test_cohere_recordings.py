@@ -3,7 +3,7 @@
 import json
 
 from tests.wire.outbound import Json, cuts, events, keeps_the_contract, lost, same_json, text_of
-from tests.wire.recordings import SHARED, needs_recordings, rows
+from tests.wire.recordings import needs_recordings, rows
 
 from breakwater_gateway.worker.wire import cohere
 from breakwater_gateway.worker.wire import neutral as n
@@ -120,5 +120,3 @@ def test_each_error_is_classified() -> None:
     for row in failed:
         found = cohere.classify(row.status, row.headers, row.body, now=0)
         assert isinstance(found, KINDS[row.status]), row.id
-
-

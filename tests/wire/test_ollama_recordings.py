@@ -7,7 +7,7 @@
 import json
 
 from tests.wire.outbound import cuts, events, keeps_the_contract, lost, same_json, text_of
-from tests.wire.recordings import SHARED, needs_recordings, rows
+from tests.wire.recordings import needs_recordings, rows
 
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire import ollama
@@ -76,7 +76,3 @@ def test_each_stream_says_what_its_lines_say_at_any_cut() -> None:
             assert events(ollama.StreamDecoder, *pieces) == found, row.id
         count += 1
     assert count >= 10
-
-
-
-

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.wire.recordings import RECORDINGS, SHARED, needs_recordings
-
 from ops.fidelity import refusals
 from ops.fidelity.replay import Outcome, classifier, replay
 from ops.fidelity.rows import files, rows
+from tests.wire.recordings import RECORDINGS, SHARED, needs_recordings
 
 pytestmark = needs_recordings
 
@@ -54,7 +53,9 @@ def test_each_api_is_replayed_and_few_rows_need_a_rule_s_help(outcomes: list[Out
     replayed = Counter(one.api for one in outcomes if one.verdict != "not replayed")
     if not outcomes:
         pytest.skip("runs after the replays of all files")
-    assert {api: replayed[api] for api, least in REPLAYED_MIN.items() if replayed[api] < least} == {}
+    assert {
+        api: replayed[api] for api, least in REPLAYED_MIN.items() if replayed[api] < least
+    } == {}
     assert sum(one.verdict == "passed" and bool(one.findings) for one in outcomes) <= EXCUSED_MAX
 
 

@@ -1,65 +1,13 @@
-"""Real exchanges of the Responses API replayed: nothing that they hold is lost."""
+"""Recorded refusals of the Responses API, row by row; all else is in test_recordings."""
 
-from collections import defaultdict
-from collections.abc import Iterator
-from functools import cache
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-import pytest
-from tests.wire.recordings import Row, needs_recordings, rows
+from tests.wire.recordings import needs_recordings, rows
 
-from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire import responses
-from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_protocol import failures as f
-from breakwater_protocol.chat import Usage
 
 pytestmark = needs_recordings
-
-PROVIDERS: Final = (
-    *("openai", "azure", "deepseek", "xai", "openrouter", "bedrock-mantle", "pydantic-gateway"),
-    "local-openai-compat",
-)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 EXPECTED: Final = {
     "092a659e670af39aeadc": f.ModelNotFound,
@@ -83,10 +31,7 @@ EXPECTED: Final = {
 def test_every_recorded_error_is_classified() -> None:
     seen = {
         row.id: type(responses.classify(row.status, row.headers, row.body, now=0.0))
-        for row in replayed(good=False)
+        for row in rows("*", "responses")
+        if row.status >= 400
     }
     assert seen == EXPECTED
-
-
-
-

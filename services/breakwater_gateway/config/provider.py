@@ -220,6 +220,9 @@ def fill(base_url: str, values: Mapping[str, str]) -> str:
 def quirks_for(deployment: Deployment) -> Mapping[str, object]:
     """`Target.quirks` for the encoders: `provider` names whose facts apply, the rest overrides them."""
     found: dict[str, object] = {"provider": deployment.provider}
+    if deployment.wire in {"azure", "mistral"}:
+        # A host of one's own that speaks it has its facts, whatever it is called.
+        found["provider"] = deployment.wire
     if deployment.wire == "vertex":
         # Whoever serves it: the paths are Vertex AI's, with the publisher in them.
         found["vertex"] = True

@@ -5,7 +5,7 @@
 | `chat` | `data: …` | totals as a comment, `data: [DONE]` | comment, `data: {"error":…}` |
 | `messages` | `event: <type>` and `data: …` | comment | comment, `event: error` |
 | `responses` | `event: <type>` and `data: …` | comment | comment, `event: error` |
-| `generate` | `data: …`, or elements of one JSON array | comment, or `]` | an error object, then `]` |
+| `generate` | `data: …`, or elements of one JSON array | nothing, or `]` | an error object, then `]` |
 
 Sources: OpenAI API reference, "Streaming"; Anthropic, "Streaming messages"; Gemini API, `alt=sse`. Pure.
 """
@@ -91,11 +91,11 @@ class GeminiEvents:
         return openai.sse_events(data)
 
     def end(self, bus: Mapping[str, str]) -> bytes:
-        comment = openai.sse_totals(bus)
+        # Google's SDK reads every line as JSON, comments too: the totals stay on the bus.
         if bus.get(h.END) == "ok":
-            return comment
+            return b""
         failure = openai.cut_failure(bus.get(h.PARTIAL, ""))
-        return comment + b"data: " + error_body(failure, "generate") + b"\n\n"
+        return b"data: " + error_body(failure, "generate") + b"\n\n"
 
 
 class GeminiArray:

@@ -7,7 +7,7 @@
 | Gemini | `v1|v1beta/models/M:generateContent`, `:streamGenerateContent`, `:embedContent`, `:batchEmbedContents`, `:countTokens` |
 | Vertex | `v1|v1beta1/projects/P/locations/L/publishers/google/models/M:…`, also `:predict`; `publishers/anthropic/models/M:rawPredict`, `:streamRawPredict` |
 | Azure | `openai/deployments/D/chat/completions`, `…/embeddings`, `openai/responses`; within a lane also `openai/v1/…` and `models/chat/completions` |
-| Bedrock | `model/ID/converse`, `model/ID/converse-stream` |
+| Bedrock | `model/ID/converse`, `model/ID/converse-stream`; for embeddings `model/ID/invoke` |
 | Cohere | `v2/chat`, `v2/embed` |
 | Ollama | `api/chat`, `api/embed`, `api/tags` |
 """
@@ -58,7 +58,7 @@ _AZURE: Final = re.compile(
 )
 _BEDROCK: Final = re.compile(
     # The model may be an ARN, whose slashes were escaped.
-    _LANE + r"/model/(?P<model>.{1,2048})/(?P<action>converse|converse-stream)",
+    _LANE + r"/model/(?P<model>.{1,2048})/(?P<action>converse|converse-stream|invoke)",
     re.DOTALL,
 )
 _ACTIONS: Final[dict[str, Endpoint]] = {
@@ -103,7 +103,7 @@ def find(path: str) -> Route | None:
         return Route(
             match["lane"] or "",
             "bedrock",
-            "chat",
+            "embeddings" if match["action"] == "invoke" else "chat",
             model=match["model"],
             action=match["action"],
         )

@@ -295,4 +295,37 @@ def _read_format(raw: dict[str, Json]) -> Json:
         return None
     if given.get("type") != "json_schema" or not isinstance(given.get("schema"), dict):
         raise invalid("output_config.format.schema: Field required")
+    _check_schema(given["schema"])
     return given["schema"]
+
+
+_UNSUPPORTED: Final = {
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "string": ("minLength", "maxLength"),
+    "array": ("maxItems", "uniqueItems"),
+}
+"""Of JSON Schema, what structured outputs do not take ("Structured outputs", limitations)."""
+
+
+def _check_schema(schema: Json, depth: int = 0) -> None:
+    if not isinstance(schema, dict) or depth > 32:
+        return
+    kind = schema.get("type")
+    for name in _UNSUPPORTED.get(kind, ()) if isinstance(kind, str) else ():
+        if name in schema:
+            raise invalid(
+                f"output_config.format.schema: For '{kind}' type, property '{name}' is not supported"
+            )
+    if kind == "object" and schema.get("additionalProperties") is not False:
+        raise invalid(
+            "output_config.format.schema: For 'object' type, 'additionalProperties' must be explicitly set"
+            " to false"
+        )
+    for group in ("properties", "$defs"):
+        members = schema.get(group)
+        for member in members.values() if isinstance(members, dict) else ():
+            _check_schema(member, depth + 1)
+    _check_schema(schema.get("items"), depth + 1)
+    for member in schema.get("anyOf") or ():
+        _check_schema(member, depth + 1)

@@ -156,12 +156,6 @@ def _azure_error(problem: Problem) -> OpenAIError | None:
                 f" limit. Please retry after {wait:g} seconds."
             )
             return AzureError(429, text, code="RateLimitReached", extra={"details": text})
-        case "quota_exhausted":
-            return AzureError(
-                403,
-                "Out of call volume quota. Quota will be replenished in 14:02:11.",
-                code="403",
-            )
         case "authentication" | "no_key":
             return AzureError(
                 401,

@@ -1,6 +1,7 @@
-"""Bedrock's errors: a message in the body, the exception's name in a header or in a frame.
+"""Bedrock's errors: a body of only a message, and the exception's name in a header or in a frame.
 
-Source: Amazon Bedrock API reference, "Converse" and "ConverseStream" (Errors); recorded headers.
+Source: Amazon Bedrock API reference, "Converse" and "ConverseStream" (Errors), "Common errors"; user guide,
+"Troubleshooting Amazon Bedrock API error codes"; recorded bodies.
 """
 
 from typing import Final
@@ -8,22 +9,75 @@ from typing import Final
 from breakwater_gateway.simulator.refusals import ApiError, Problem
 from breakwater_gateway.simulator.turns import Json
 
-_NAMESPACE: Final = "http://internal.amazon.com/coral/com.amazon.bedrock/"
-_COMMON: Final = "http://internal.amazon.com/coral/com.amazon.coral.service/"
+ERROR_TYPE: Final = "x-amzn-errortype"
+
+_SERVICE: Final = "http://internal.amazon.com/coral/com.amazon.bedrock/"
+_FRONT: Final = "http://internal.amazon.com/coral/com.amazon.coral.service/"
+
+_STATUS: Final = {
+    "ValidationException": 400,
+    "SerializationException": 400,
+    "AccessDeniedException": 403,
+    "ExpiredTokenException": 403,
+    "IncompleteSignatureException": 403,
+    "InvalidSignatureException": 403,
+    "MissingAuthenticationTokenException": 403,
+    "UnrecognizedClientException": 403,
+    "UnknownOperationException": 404,
+    "RequestEntityTooLargeException": 413,
+    "ThrottlingException": 429,
+    "InternalServerException": 500,
+    "ServiceUnavailableException": 503,
+}
+_OF_FRONT: Final = frozenset(
+    {
+        "SerializationException",
+        "IncompleteSignatureException",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "UnrecognizedClientException",
+        "UnknownOperationException",
+        "RequestEntityTooLargeException",
+    }
+)
+"""Raised by the framework before the service itself is asked."""
 
 
 class BedrockError(ApiError):
-    def __init__(self, status: int, name: str, message: str) -> None:
-        namespace = _COMMON if status == 403 else _NAMESPACE
-        super().__init__(status, message, headers=(("x-amzn-errortype", f"{name}:{namespace}"),))
+    """`name` is the exception's. The status follows from it, but inside a 200."""
+
+    def __init__(self, name: str, message: str, *, status: int | None = None) -> None:
+        namespace = _FRONT if name in _OF_FRONT else _SERVICE
+        super().__init__(
+            _STATUS[name] if status is None else status,
+            message,
+            headers=((ERROR_TYPE, f"{name}:{namespace}"),),
+        )
         self.name = name
 
     def object(self) -> Json:
+        if self.name == "UnknownOperationException":
+            return {
+                "Output": {"__type": "com.amazon.coral.service#UnknownOperationException"},
+                "Version": "1.0",
+            }
         return {"message": self.message}
 
 
-def validation(message: str) -> BedrockError:
-    return BedrockError(400, "ValidationException", message)
+def invalid(message: str) -> BedrockError:
+    return BedrockError("ValidationException", message)
+
+
+def of_model(message: str) -> BedrockError:
+    """An error of the model behind the API, passed on."""
+    return invalid(f"The model returned the following errors: {message}")
+
+
+def constraint(where: str, rule: str) -> BedrockError:
+    """What the framework says of a value outside its model's bounds."""
+    return invalid(
+        f"1 validation error detected: Value at '{where}' failed to satisfy constraint: Member must {rule}"
+    )
 
 
 def word(problem: Problem) -> BedrockError:
@@ -36,67 +90,77 @@ def word(problem: Problem) -> BedrockError:
 def _word(problem: Problem) -> BedrockError:
     match problem.kind:
         case "rate_limited":
-            text = (
-                "Too many requests, please wait before trying again."
-                if problem.limit == "requests"
-                else "Too many tokens, please wait before trying again."
+            unit = "requests" if problem.limit == "requests" else "tokens"
+            return BedrockError(
+                "ThrottlingException", f"Too many {unit}, please wait before trying again."
             )
-            return BedrockError(429, "ThrottlingException", text)
         case "quota_exhausted":
             return BedrockError(
-                429,
-                "ThrottlingException",
-                "Too many tokens per day, please wait before trying again.",
+                "ThrottlingException", "Too many tokens per day, please wait before trying again."
             )
         case "request_over_limit":
             return BedrockError(
-                413, "RequestEntityTooLargeException", "The request body is too large."
+                "RequestEntityTooLargeException", "The request body is larger than is allowed."
             )
         case "context_length":
-            return validation(
-                "The model returned the following errors: Input Tokens Exceeded: Number of input tokens"
-                " exceeds maximum length. Please update the input to try again."
-            )
+            return _too_long(problem)
         case "content_filter":
-            return validation("Output blocked by content filtering policy")
+            # Prompts are refused in answers; this is how Claude refuses to go on.
+            return of_model("Output blocked by content filtering policy")
         case "invalid_request":
-            return validation(
-                "The model returned the following errors: Malformed input request, please reformat your input"
-                " and try again."
+            return of_model(
+                "Malformed input request: #: required key [messages] not found, please reformat your"
+                " input and try again."
             )
         case "authentication":
             return BedrockError(
-                403,
                 "UnrecognizedClientException",
                 "The security token included in the request is invalid.",
             )
         case "no_key":
             return BedrockError(
-                403, "MissingAuthenticationTokenException", "Missing Authentication Token"
+                "MissingAuthenticationTokenException", "Missing Authentication Token"
             )
         case "permission":
             return BedrockError(
-                403,
                 "AccessDeniedException",
                 "You don't have access to the model with the specified model ID.",
             )
         case "model_not_found":
-            return validation("The provided model identifier is invalid.")
+            return invalid("The provided model identifier is invalid.")
         case "overloaded":
             return BedrockError(
-                503,
-                "ServiceUnavailableException",
-                "The system is unable to process your request, please try again later.",
+                "ServiceUnavailableException", "Bedrock is unable to process your request."
             )
-        case "server_error" | "error_in_200":
-            return BedrockError(
-                500 if problem.kind == "server_error" else 200,
-                "InternalServerException",
-                "The system encountered an unexpected error during processing. Try your request again.",
-            )
+        case "server_error":
+            return _unexpected()
+        case "error_in_200":
+            return _unexpected(status=200)
         case "bad_json":
             return BedrockError(
-                400, "SerializationException", "Unexpected end of the request's JSON."
+                "SerializationException",
+                "The request body is not the JSON object that is expected.",
             )
         case "unknown_url" | "wrong_method":
-            return BedrockError(404, "UnknownOperationException", "")
+            return BedrockError("UnknownOperationException", "Unknown operation.")
+
+
+def _unexpected(status: int | None = None) -> BedrockError:
+    return BedrockError(
+        "InternalServerException",
+        "The system encountered an unexpected error during processing. Try your request again.",
+        status=status,
+    )
+
+
+def _too_long(problem: Problem) -> BedrockError:
+    """Each family has a sentence of its own."""
+    model = problem.model.lower()
+    if "nova" in model:
+        return of_model(
+            "Input Tokens Exceeded: Number of input tokens exceeds maximum length. Please update the"
+            " input to try again."
+        )
+    if "anthropic" in model:
+        return of_model(f"prompt is too long: {problem.requested} tokens > {problem.bound} maximum")
+    return invalid("Input is too long for requested model.")

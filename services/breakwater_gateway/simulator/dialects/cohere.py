@@ -41,6 +41,7 @@ _FINISHES: Final = {
     "tool_calls": "TOOL_CALL",
     "content_filter": "ERROR",
 }
+_KINDS: Final = ("float", "int8", "uint8", "base64")
 _KNOWN: Final = frozenset(
     {
         *("model", "messages", "stream", "tools", "strict_tools", "documents", "citation_options"),
@@ -81,7 +82,7 @@ class Cohere(Dialect):
                     f"invalid request: {name} must be between 0 and {most} inclusive."
                 )
         choice = raw.get("tool_choice")
-        if choice not in {None, "REQUIRED", "NONE"}:
+        if choice is not None and choice not in ("REQUIRED", "NONE"):
             raise self.invalid("invalid request: tool_choice must be one of REQUIRED, NONE.")
         turn = read_chat_like(
             ask,
@@ -165,11 +166,7 @@ class Cohere(Dialect):
         raw = ask.raw
         texts = raw.get("texts")
         if texts is None and isinstance(raw.get("inputs"), list):
-            texts = [
-                " ".join(part.get("text", "") for part in item.get("content", ()))
-                for item in raw["inputs"]
-                if isinstance(item, dict)
-            ]
+            texts = [_input_text(item) for item in raw["inputs"]]
         if not isinstance(texts, list) or not texts:
             raise self.invalid("invalid request: one of texts, images or inputs must be provided.")
         if len(texts) > INPUTS_MAX:
@@ -183,13 +180,13 @@ class Cohere(Dialect):
                 "invalid request: valid input_type must be provided with the provided model."
             )
         kinds = raw.get("embedding_types") or ["float"]
-        if not isinstance(kinds, list) or not set(kinds) <= {"float", "int8", "uint8", "base64"}:
+        if not isinstance(kinds, list) or not all(kind in _KINDS for kind in kinds):
             raise self.invalid(
                 "invalid request: embedding_types must be float, int8, uint8 or base64."
             )
         natural = ask.script.embedding_dimensions or DIMENSIONS
         wanted = raw.get("output_dimension") or natural
-        if wanted not in {256, 512, 1024, 1536, natural}:
+        if type(wanted) is not int or wanted not in {256, 512, 1024, 1536, natural}:
             raise self.invalid("invalid request: output_dimension must be 256, 512, 1024 or 1536.")
         prompt = sum(count_tokens(text) for text in texts)
         return Embedding(ask.model, tuple(texts), wanted, prompt, encodings=tuple(kinds))
@@ -354,6 +351,15 @@ def _schema(given: Json) -> Json:
         return None
     schema = given.get("json_schema") or given.get("schema")
     return schema or {"type": "object", "properties": {"answer": {"type": "string"}}}
+
+
+def _input_text(item: Json) -> Json:
+    """The text of one of `inputs`; None for what is none."""
+    content = item.get("content") if isinstance(item, dict) else None
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return None
+    texts = [part.get("text", "") for part in content]
+    return " ".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
 def _floats(text: str, asked: Embedding, seed: int) -> list[float]:

@@ -233,9 +233,7 @@ def _word(problem: Problem) -> MistralError:
                 code="3051",
             )
         case "content_filter":
-            return MistralError(
-                403, "Content blocked by moderation guardrail", type_="guardrail_blocked"
-            )
+            return MistralError(400, "Invalid request: the content was refused", code="3000")
         case "invalid_request":
             return MistralError(400, "Invalid request", code="3000")
         case "authentication" | "no_key":
@@ -298,7 +296,10 @@ def _call(call: ToolUse) -> dict[str, Json]:
 
 def _check_order(messages: list[Json]) -> None:
     for message in messages:
-        for call in message.get("tool_calls") or ():
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise MistralError(422, "Input should be a valid list")
+        for call in calls:
             _check_id(call.get("id") if isinstance(call, dict) else None)
         if message["role"] == "tool":
             _check_id(message.get("tool_call_id"))

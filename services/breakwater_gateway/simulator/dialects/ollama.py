@@ -56,13 +56,20 @@ class Ollama(Dialect):
         options = raw.get("options") or {}
         if not isinstance(options, dict):
             raise self.invalid("json: cannot unmarshal into Go struct field ChatRequest.options")
-        for message in raw.get("messages") or ():
+        messages = raw.get("messages")
+        for message in messages if isinstance(messages, list) else ():
             content = message.get("content") if isinstance(message, dict) else None
             if content is not None and not isinstance(content, str):
                 raise self.invalid(
                     "json: cannot unmarshal array into Go struct field ChatRequest.messages of type string"
                 )
-            for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
+            calls = message.get("tool_calls") if isinstance(message, dict) else None
+            if calls is not None and not isinstance(calls, list):
+                raise self.invalid(
+                    "json: cannot unmarshal into Go struct field ChatRequest.messages.tool_calls of type"
+                    " []api.ToolCall"
+                )
+            for call in calls or ():
                 function = call.get("function") if isinstance(call, dict) else None
                 if isinstance(function, dict) and not isinstance(function.get("arguments"), dict):
                     raise self.invalid(
@@ -193,7 +200,12 @@ def _word(problem: Problem) -> OllamaError:
         case "rate_limited":
             return OllamaError(429, "too many concurrent requests")
         case "quota_exhausted":
-            return OllamaError(402, "you have reached your weekly usage limit")
+            # Under the rate limit's own status (public issues of its cloud's users).
+            return OllamaError(
+                429,
+                "you (simulator) have reached your weekly usage limit, upgrade for higher limits:"
+                " https://ollama.com/upgrade",
+            )
         case "request_over_limit":
             return OllamaError(413, "request body too large")
         case "context_length":
