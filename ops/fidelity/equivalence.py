@@ -57,12 +57,16 @@ def _short(value: Json) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…{text[-18:]}"
 
 
-def without_nulls(value: Json) -> Json:
-    """For APIs that read a null as absent."""
+def without_nulls(value: Json, *, but: frozenset[str] = frozenset()) -> Json:
+    """For APIs that read a null as absent. `but` names fields whose values are not the API's own."""
     if isinstance(value, dict):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return {
+            k: v if k in but else without_nulls(v, but=but)
+            for k, v in value.items()
+            if v is not None
+        }
     if isinstance(value, list):
-        return [without_nulls(v) for v in value]
+        return [without_nulls(v, but=but) for v in value]
     return value
 
 

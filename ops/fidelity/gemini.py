@@ -1,8 +1,10 @@
 """Gemini's generateContent, of the Gemini API and of Vertex, its token counts and embeddings."""
 
+from typing import Final
+
 import msgspec
 from ops.fidelity import streams
-from ops.fidelity.equivalence import Json, parse, sse
+from ops.fidelity.equivalence import Json, parse, sse, without_nulls
 from ops.fidelity.exchange import (
     FAILED_INSIDE,
     compared,
@@ -16,14 +18,7 @@ from breakwater_gateway.worker.wire import gemini
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_protocol import failures as f
-
-BLOCKED = frozenset(
-    {
-        *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"),
-        *("MODEL_ARMOR", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"),
-    }
-)
-"""Finish reasons that are a failure where the candidate says nothing."""
+from breakwater_protocol.chat import Usage
 
 
 def streamed(row: Row) -> bool:
@@ -32,6 +27,17 @@ def streamed(row: Row) -> bool:
 
 def target(row: Row) -> n.Target:
     return n.Target(model="m", quirks={"vertex": row.provider == "vertex"})
+
+
+_NOT_OURS: Final = frozenset(
+    {"args", "response", "parametersJsonSchema", "responseJsonSchema", "enum", "default"}
+)
+"""Fields that hold the caller's or the model's own JSON, where a null says something."""
+
+
+def canonical(body: Json) -> Json:
+    """One spelling of names and units; in Protocol Buffers' JSON a null is as good as nothing."""
+    return without_nulls(gemini.canonical(body), but=_NOT_OURS)
 
 
 # ---- requests
@@ -44,9 +50,9 @@ def request(row: Row) -> Findings:
         yield refusal(row, error)
         return
     call = gemini.encode_request(asked, target(row))
-    sent = gemini.canonical(parse(row.request_body))
+    sent = canonical(parse(row.request_body))
     sent.pop("model", None)
-    yield from compared("request", gemini.canonical(parse(call.body)), sent)
+    yield from compared("request", canonical(parse(call.body)), sent)
     yield from nothing_dropped(call)
     if asked.stream != streamed(row):
         yield wrong("request: whether it streams is lost")
@@ -85,9 +91,12 @@ def answer(row: Row) -> Findings:
     if "error" in given or (given.get("promptFeedback") or {}).get("blockReason"):
         yield wrong("answer: the failure inside it is not told")
         return
-    yield from compared("answer", parse(gemini.encode_answer(told, model=told.model)), given)
-    if "usageMetadata" in given:
+    written = parse(gemini.encode_answer(told, model=told.model))
+    yield from compared("answer", written, without_nulls(given, but=_NOT_OURS))
+    if given.get("usageMetadata"):
         yield from usage(given["usageMetadata"])
+        wanted = gemini.usage(msgspec.json.encode(given["usageMetadata"]))
+        yield from compared("usage", told.usage or Usage(), wanted)
 
 
 def _block(given: Json, failure: f.Failure) -> Findings:
@@ -245,7 +254,7 @@ def count(row: Row) -> Findings:
         return
     call = gemini.encode_count_tokens(asked, target(row))
     ours, theirs = (
-        gemini.canonical(body.get("generateContentRequest", body))
+        canonical(body.get("generateContentRequest", body))
         for body in (parse(call.body), parse(row.request_body))
     )
     for body in (ours, theirs):
@@ -288,7 +297,7 @@ def embeddings_of(body: Json) -> Json:
         return body
     wanted = []
     for one in body.get("requests", [body]):
-        content = gemini.canonical(one["content"])
+        content = canonical(one["content"])
         content.pop("role", None)
         rest = {name: value for name, value in one.items() if name not in {"model", "content"}}
         wanted.append((content, rest))

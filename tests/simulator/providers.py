@@ -193,3 +193,18 @@ def _collect(heard: Heard, parts: list[n.Part]) -> None:
                 heard.call_ids.append(part.id)
             case _:
                 pass
+
+
+def sse(body: bytes) -> list[tuple[str, object]]:
+    """Names and JSON values of the events of a stream."""
+    found: list[tuple[str, object]] = []
+    for block in body.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
+        data = fields.get("data")
+        if data is not None:
+            found.append((fields.get("event", ""), data if data == "[DONE]" else _json(data)))
+    return found
+
+
+def _json(text: str) -> object:
+    return msgspec.json.decode(text)

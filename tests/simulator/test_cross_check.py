@@ -250,7 +250,7 @@ DISPUTED: dict[tuple[Wire, FaultClass], str] = {
         "overloaded",
     ): "OpenAI's 503 has the type server_error, which is believed before the status"
     for wire in ("openai", "azure", "responses")
-}
+} | {("ollama", "quota_exhausted"): "a used-up week is told under 429, in words only"}
 """Where the simulator follows the provider and the gateway does not yet."""
 
 

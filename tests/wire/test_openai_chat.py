@@ -164,6 +164,10 @@ def test_signed_thoughts_come_in_from_litellm_s_and_openrouter_s_fields() -> Non
         ({"reasoning": {"max_tokens": 99}}, Reasoning(budget=99)),
         ({"reasoning": {"enabled": False}}, Reasoning(off=True)),
         ({"reasoning": {"enabled": True}}, Reasoning()),
+        (
+            {"reasoning": {"enabled": True, "exclude": True}},
+            Reasoning(extra={"reasoning": Raw(b'{"exclude":true,"enabled":true}')}),
+        ),
         ({"thinking": {"type": "disabled"}}, Reasoning(off=True)),
         ({"thinking": {"type": "enabled", "budget_tokens": 5}}, Reasoning(budget=5)),
         ({}, None),

@@ -71,7 +71,7 @@ def _read_nova(raw: dict[str, Json], model: str, script: Script) -> Embedding:
         if name not in params:
             raise _malformed(where, f"required key [{name}] not found")
     text = params["text"]
-    if not isinstance(text, dict) or text.get("truncationMode") not in {"START", "END", "NONE"}:
+    if not isinstance(text, dict) or text.get("truncationMode") not in ("START", "END", "NONE"):
         raise _malformed(f"{where}/text", "required key [truncationMode] not found")
     natural = script.embedding_dimensions or 3072
     allowed = (natural, 3072, 1024, 384, 256)

@@ -129,13 +129,14 @@ def _word(problem: Problem) -> BedrockError:
         case "model_not_found":
             return invalid("The provided model identifier is invalid.")
         case "overloaded":
-            return BedrockError(
-                "ServiceUnavailableException", "Bedrock is unable to process your request."
-            )
-        case "server_error":
-            return _unexpected()
+            return _unavailable()
         case "error_in_200":
-            return _unexpected(status=200)
+            return _unavailable(status=200)
+        case "server_error":
+            return BedrockError(
+                "InternalServerException",
+                "The system encountered an unexpected error during processing. Try your request again.",
+            )
         case "bad_json":
             return BedrockError(
                 "SerializationException",
@@ -145,11 +146,9 @@ def _word(problem: Problem) -> BedrockError:
             return BedrockError("UnknownOperationException", "Unknown operation.")
 
 
-def _unexpected(status: int | None = None) -> BedrockError:
+def _unavailable(status: int | None = None) -> BedrockError:
     return BedrockError(
-        "InternalServerException",
-        "The system encountered an unexpected error during processing. Try your request again.",
-        status=status,
+        "ServiceUnavailableException", "Bedrock is unable to process your request.", status=status
     )
 
 

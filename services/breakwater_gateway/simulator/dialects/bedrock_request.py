@@ -37,12 +37,16 @@ _BLOCKS: Final = frozenset(
 _OF_SYSTEM: Final = frozenset({"text", "guardContent", "cachePoint"})
 _OF_RESULT: Final = frozenset({"text", "json", "image", "document", "video", "searchResult"})
 _FORMATS: Final = {
-    "image": frozenset({"png", "jpeg", "gif", "webp"}),
-    "document": frozenset({"pdf", "csv", "doc", "docx", "xls", "xlsx", "html", "txt", "md"}),
-    "video": frozenset({"mkv", "mov", "mp4", "webm", "flv", "mpeg", "mpg", "wmv", "three_gp"}),
+    "image": ("gif", "jpeg", "png", "webp"),
+    "document": ("csv", "doc", "docx", "html", "md", "pdf", "txt", "xls", "xlsx"),
+    "video": ("flv", "mkv", "mov", "mp4", "mpeg", "mpg", "three_gp", "webm", "wmv"),
 }
+# Membership is of tuples throughout: a value out of JSON may have no hash.
+_IDENTITY: Final = re.compile(r"[a-zA-Z0-9_.:-]{1,64}", re.ASCII)
+"""Models other than Amazon's have dots and colons in theirs, which are taken back (recorded)."""
 _TOOL_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
-_DOCUMENT_NAME: Final = re.compile(r"(?:[a-zA-Z0-9\-()\[\]]|\s(?!\s)){1,200}", re.ASCII)
+# The service's own sentence leaves out underscores, and takes them (recorded).
+_DOCUMENT_NAME: Final = re.compile(r"(?:[a-zA-Z0-9_\-()\[\]]|\s(?!\s)){1,200}", re.ASCII)
 
 
 def read_converse(ask: Ask) -> Turn:
@@ -54,7 +58,7 @@ def read_converse(ask: Ask) -> Turn:
     if not isinstance(given, list):
         raise _wrong_type("messages")
     texts = [_read_message(message, i) for i, message in enumerate(given)]
-    _check_order(given)
+    _check_order(given, strict=ask.script.alternate)
     tools = _read_tools(raw)
     _check_results(given, has_tools=bool(raw.get("toolConfig")))
     forced, tools = _read_choice(raw, tools)
@@ -120,7 +124,7 @@ def _read_message(message: Json, i: int) -> str:
     where = f"messages.{i}"
     if not isinstance(message, dict):
         raise _wrong_type(where)
-    if message.get("role") not in {"user", "assistant"}:
+    if message.get("role") not in ("user", "assistant"):
         raise constraint(
             f"messages.{i + 1}.member.role", "satisfy enum value set: [user, assistant]"
         )
@@ -138,13 +142,8 @@ def _read_message(message: Json, i: int) -> str:
             f"A text block is required in {where}.content when it has a document block. Add a text"
             " block and try again."
         )
-    allowed = "toolResult" if message["role"] == "user" else "toolUse"
-    for name in ("toolUse", "toolResult"):
-        if name != allowed and any(name in block for block in content):
-            raise invalid(
-                f"The {name} block is not allowed in a message of the {message['role']} role at"
-                f" {where}.content."
-            )
+    if message["role"] == "user" and any("toolUse" in block for block in content):
+        raise invalid(f"The toolUse block is not allowed in a user message at {where}.content.")
     return text
 
 
@@ -173,7 +172,7 @@ def _block(value: Json, kind: str, where: str) -> str:
             return _tool_use(value, f"{where}.toolUse")
         case "toolResult":
             _identity(value, f"{where}.toolResult")
-            if value.get("status") not in {None, "success", "error"}:
+            if value.get("status") not in (None, "success", "error"):
                 raise constraint(
                     f"{where}.toolResult.status", "satisfy enum value set: [success, error]"
                 )
@@ -214,7 +213,7 @@ def _tool_use(value: dict[str, Json], where: str) -> str:
 
 def _identity(value: dict[str, Json], where: str) -> None:
     given = value.get("toolUseId")
-    if not isinstance(given, str) or not _TOOL_NAME.fullmatch(given):
+    if not isinstance(given, str) or not _IDENTITY.fullmatch(given):
         raise constraint(f"{where}.toolUseId", "satisfy regular expression pattern: [a-zA-Z0-9_-]+")
 
 
@@ -232,7 +231,7 @@ def _check_media(value: dict[str, Json], kind: str, where: str) -> None:
         kind == "document" and value.get("format") is None
     ):
         raise constraint(
-            f"{where}.format", f"satisfy enum value set: [{', '.join(sorted(_FORMATS[kind]))}]"
+            f"{where}.format", f"satisfy enum value set: [{', '.join(_FORMATS[kind])}]"
         )
     if kind == "document":
         name = value.get("name")
@@ -257,13 +256,14 @@ def _check_media(value: dict[str, Json], kind: str, where: str) -> None:
             raise constraint(f"{where}.source.bytes", "have length greater than or equal to 1")
 
 
-def _check_order(messages: list[Json]) -> None:
-    if not messages or messages[0]["role"] != "user":
+def _check_order(messages: list[Json], *, strict: bool) -> None:
+    """Whose turn it is: some models mind, others were recorded to take what comes."""
+    if not messages or (strict and messages[0]["role"] != "user"):
         raise invalid(
             "A conversation must start with a user message. Try again with a conversation that starts"
             " with a user message."
         )
-    if any(a["role"] == b["role"] for a, b in pairwise(messages)):
+    if strict and any(a["role"] == b["role"] for a, b in pairwise(messages)):
         raise invalid(
             "A conversation must alternate between user and assistant roles. Make sure the conversation"
             " alternates between user and assistant roles and try again."
@@ -277,7 +277,12 @@ def _check_results(messages: list[Json], *, has_tools: bool) -> None:
         content = message["content"]
         results = [b["toolResult"]["toolUseId"] for b in content if "toolResult" in b]
         calls = [b["toolUse"]["toolUseId"] for b in content if "toolUse" in b]
-        if (results or calls) and not has_tools:
+        if message["role"] == "assistant":
+            # Tools that the service itself ran have their results beside them.
+            calls = [given for given in calls if given not in results]
+            results = []
+        named = any("toolUse" in b or "toolResult" in b for b in content)
+        if named and not has_tools:
             raise invalid(
                 "The toolConfig field must be defined when using toolUse and toolResult content blocks."
             )
@@ -396,7 +401,7 @@ def _read_limits(raw: dict[str, Json]) -> dict[str, Json]:
 def _check_thinking(extra: dict[str, Json], tokens_max: Json, *, forced: bool) -> None:
     """Claude's, which Converse passes on unread."""
     thinking = extra.get("thinking")
-    if not isinstance(thinking, dict) or thinking.get("type") not in {"enabled", "adaptive"}:
+    if not isinstance(thinking, dict) or thinking.get("type") not in ("enabled", "adaptive"):
         return
     if forced:
         raise of_model("Thinking may not be enabled when tool_choice forces tool use.")

@@ -121,9 +121,11 @@ class Mistral(Dialect):
             named = choice.get("function")
             name = named.get("name") if isinstance(named, dict) else None
             tools = tuple(tool for tool in tools if tool.name == name)
+            if not tools:
+                raise self.invalid(f"Tool choice {str(name)[:100]} is not among the tools")
         elif choice == "none":
             tools = ()
-        count = raw.get("n") or 1
+        count = 1 if raw.get("n") is None else raw["n"]
         if type(count) is not int or not 1 <= count <= 128:
             raise self.invalid("n must be between 1 and 128")
         return replace(

@@ -200,12 +200,7 @@ def _word(problem: Problem) -> OllamaError:
         case "rate_limited":
             return OllamaError(429, "too many concurrent requests")
         case "quota_exhausted":
-            # Under the rate limit's own status (public issues of its cloud's users).
-            return OllamaError(
-                429,
-                "you (simulator) have reached your weekly usage limit, upgrade for higher limits:"
-                " https://ollama.com/upgrade",
-            )
+            return OllamaError(402, "you have reached your weekly usage limit")
         case "request_over_limit":
             return OllamaError(413, "request body too large")
         case "context_length":

@@ -235,7 +235,8 @@ def _read_reasoning(taken: Taken) -> Reasoning | None:
         budget = inner.take("max_tokens", WHOLE)
         show = inner.take("summary", TEXT) or ""
         off = effort == "none" or enabled is False
-        if enabled is not None and (effort or budget is not None):
+        said = effort or budget is not None or show or inner.rest()
+        if enabled is not None and said:
             inner.fields["enabled"] = given["enabled"]
         if rest := inner.rest():
             extra["reasoning"] = Raw(encode(rest))
