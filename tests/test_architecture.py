@@ -35,7 +35,7 @@ MAY_TALK: Final = {
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",
     f"{GATEWAY}/simulator/server.py": "the provider's side of HTTP",
-    f"{GATEWAY}/simulator/openai.py": "a seeded random.Random: the same seed, the same answer",
+    f"{GATEWAY}/simulator/words.py": "a seeded random.Random: the same seed, the same answer",
 }
 """Path pattern -> why it may import what is in `IMPURE`."""
 

@@ -210,7 +210,9 @@ def test_a_rate_limit_is_each_sdks_own(
     wire: str,
 ) -> None:
     model = f"limited-{wire}"
-    simulator.script(lane=wire, model=model, faults=[{"class": "rate_limited", "retry_after_s": 0.05}])
+    simulator.script(
+        lane=wire, model=model, faults=[{"class": "rate_limited", "retry_after_s": 0.05}]
+    )
     name = f"{wire}/{model}"
     with pytest.raises(openai.RateLimitError):
         by_openai.chat.completions.create(

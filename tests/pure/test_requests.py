@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from breakwater_gateway.router.options import Options, read_duration, read_options
 from breakwater_gateway.router.requests import STRUCTURE_MAX, decode_request
 from breakwater_protocol import failures as f
-from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
+from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest
 
 LIMIT = 8_000_000
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def chat(**fields: object) -> ChatRequest | EmbeddingsRequest | f.Failure:
+def chat(**fields: object) -> Asked | f.Failure:
     return decode_request(json.dumps({**GOOD, **fields}).encode(), api="chat", limit=LIMIT)
 
 

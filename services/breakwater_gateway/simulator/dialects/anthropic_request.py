@@ -119,7 +119,7 @@ def _read_turn(message: Json, i: int) -> str:
             'messages: Unexpected role "system". The Messages API accepts a top-level `system`'
             ' parameter, not "system" as an input message role.'
         )
-    if role not in {"user", "assistant"}:
+    if role not in ("user", "assistant"):
         raise invalid(f"{where}.role: Input should be 'user' or 'assistant'")
     for name in message:
         if name not in {"role", "content"}:
@@ -140,7 +140,7 @@ def _plain(content: Json, where: str) -> str:
         if not isinstance(block, dict):
             raise invalid(f"{where}.{j}: Input should be a valid dictionary")
         kind = block.get("type")
-        if kind not in _BLOCKS:
+        if not isinstance(kind, str) or kind not in _BLOCKS:
             raise invalid(
                 f"{where}.{j}: Input tag '{str(kind)[:100]}' found using 'type' does not match any of the"
                 " expected tags: 'document', 'image', 'redacted_thinking', 'search_result', 'text',"
@@ -238,7 +238,7 @@ def _read_tool_choice(
     if choice is None:
         return False, tools, False
     kind = choice.get("type") if isinstance(choice, dict) else None
-    if kind not in {"auto", "any", "tool", "none"}:
+    if kind not in ("auto", "any", "tool", "none"):
         raise invalid(
             "tool_choice: Input tag found using 'type' does not match any of the expected tags:"
             " 'auto', 'any', 'tool', 'none'"
@@ -259,7 +259,7 @@ def _read_tool_choice(
 
 def _check_thinking(raw: dict[str, Json], tokens_max: Json, *, forced: bool) -> None:
     thinking = raw.get("thinking")
-    if not isinstance(thinking, dict) or thinking.get("type") not in {"enabled", "adaptive"}:
+    if not isinstance(thinking, dict) or thinking.get("type") not in ("enabled", "adaptive"):
         return
     if forced:
         raise invalid("Thinking may not be enabled when tool_choice forces tool use.")

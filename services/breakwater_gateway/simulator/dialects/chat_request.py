@@ -7,7 +7,7 @@ from breakwater_gateway.simulator.dialects.dialect import Ask, encode
 from breakwater_gateway.simulator.refusals import ApiError
 from breakwater_gateway.simulator.turns import Json, Tool, Turn, count_tokens
 
-_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_chat_like(

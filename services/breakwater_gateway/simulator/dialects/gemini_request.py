@@ -119,7 +119,10 @@ def read_generate(ask: Ask) -> Turn:
     system = raw.get("systemInstruction")
     if system is not None:
         prompt += sum(
-            count_tokens(text) for text in _read_content({"role": "user", **system}, 0).texts
+            count_tokens(text)
+            for text in _read_content(
+                {"role": "user", **camel(system, "system_instruction")}, 0
+            ).texts
         )
     users = [turn for turn in turns if turn.role == "user" and turn.texts]
     return Turn(
@@ -153,7 +156,7 @@ def _read_content(content: Json, i: int) -> _Content:
     where = f"contents[{i}]"
     fields = camel(content, where, frozenset({"role", "parts"}))
     role = fields.get("role", "user")
-    if role not in {"user", "model", "function"}:
+    if role not in ("user", "model", "function"):
         raise GoogleError(400, "Please use a valid role: user, model.")
     parts = fields.get("parts")
     parts = [parts] if isinstance(parts, dict) else parts
@@ -241,7 +244,7 @@ def _read_tool_config(given: Json, tools: tuple[Tool, ...]) -> tuple[bool, tuple
     config = camel(given or {}, "tool_config").get("functionCallingConfig") or {}
     calling = camel(config, "tool_config.function_calling_config")
     mode = calling.get("mode", "AUTO")
-    if mode not in {"MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"}:
+    if mode not in ("MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"):
         raise GoogleError(
             400,
             "Invalid value at 'tool_config.function_calling_config.mode' (Mode), " + _short(mode),

@@ -31,7 +31,7 @@ _KNOWN: Final = frozenset(
         *("tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"),
     }
 )
-_ROLES: Final = frozenset({"user", "assistant", "system", "developer"})
+_ROLES: Final = ("user", "assistant", "system", "developer")
 
 
 def read_response(ask: Ask) -> Turn:
@@ -57,7 +57,7 @@ def read_response(ask: Ask) -> Turn:
     decimal(raw, "top_p", 0, 1)
     if is_reasoning(ask.model, ask.script):
         for name in ("temperature", "top_p"):
-            if raw.get(name) not in {None, 1}:
+            if raw.get(name) not in (None, 1):
                 raise OpenAIError(
                     400,
                     f"Unsupported parameter: '{name}' is not supported with this model.",
@@ -203,7 +203,7 @@ def _read_tool_choice(
 ) -> tuple[tuple[Tool, ...], bool]:
     """The tools that may be called, and whether one must be."""
     choice = raw.get("tool_choice")
-    if choice in {None, "auto"} if not isinstance(choice, dict) else False:
+    if choice is None or choice == "auto":
         return tools, False
     if choice == "none":
         return (), False
