@@ -382,8 +382,30 @@ def test_structured_answers_fit_their_schema(schema: dict[str, object], chance: 
     jsonschema.validate(fit(schema, chance=chance), schema)
 
 
+BRANCHES: dict[str, object] = {
+    "type": "object",
+    "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}},
+    "required": ["left", "right"],
+}
+
+
 @pytest.mark.parametrize(
-    "schema", [{"$ref": "#"}, {"anyOf": [{"$ref": "#"}]}, {"type": []}, 5, {"$ref": 5}]
+    "schema",
+    [
+        {"$ref": "#"},
+        {"anyOf": [{"$ref": "#"}]},
+        {"allOf": [{"$ref": "#"}]},
+        {"type": []},
+        {"type": {}},
+        5,
+        {"$ref": 5},
+        BRANCHES,
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 10**9},
+        {"type": "object", "properties": {"a": {}}, "required": 5},
+        {"allOf": [{"properties": 5, "required": 5}]},
+        {"type": "number", "multipleOf": 0, "minimum": 1e308, "maximum": -1e308},
+        {"type": "string", "minLength": -5, "maxLength": -1},
+    ],
 )
 def test_schemas_without_a_value_end_anyway(schema: object) -> None:
     fit(schema, chance=1)

@@ -12,81 +12,107 @@ from breakwater_gateway.simulator.words import WORDS
 _encode = msgspec.json.encode
 
 
-def fit(schema: Json, *, chance: int, root: Json = None, depth: int = 0) -> Json:
-    """A value that a JSON Schema accepts: the subset that structured outputs allow (no `pattern`)."""
-    if not isinstance(schema, dict):
-        return None
-    root = schema if root is None else root
-    if "$ref" in schema:
-        return (
-            None
-            if depth > 40
-            else fit(_resolve(schema["$ref"], root), chance=chance, root=root, depth=depth + 1)
-        )
-    if "const" in schema:
-        return schema["const"]
-    if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return schema["enum"][chance % len(schema["enum"])]
-    for key in ("anyOf", "oneOf"):
-        options = schema.get(key)
-        if isinstance(options, list) and options:
-            # The shallowest way out, once it gets deep: recursive schemas must end.
-            simple = [o for o in options if isinstance(o, dict) and o.get("type") == "null"]
-            chosen = simple[0] if simple and depth > 6 else options[chance % len(options)]
-            if depth > 6 and not simple:
-                chosen = min(options, key=lambda o: len(_encode(o)))
-            return fit(chosen, chance=mix(chance), root=root, depth=depth + 1)
-    if isinstance(schema.get("allOf"), list):
-        merged: dict[str, Json] = {}
-        for part in schema["allOf"]:
-            whole = (
-                _resolve(part["$ref"], root) if isinstance(part, dict) and "$ref" in part else part
-            )
-            if isinstance(whole, dict):
-                merged = {
-                    **merged,
-                    **whole,
-                    "properties": {**merged.get("properties", {}), **whole.get("properties", {})},
-                    "required": [*merged.get("required", []), *whole.get("required", [])],
-                }
-        return fit(merged, chance=chance, root=root, depth=depth + 1)
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = (
-            "null" if "null" in kind and depth > 6 else kind[chance % len(kind)] if kind else None
-        )
-    if kind == "object" or "properties" in schema:
-        return _fit_object(schema, chance=chance, root=root, depth=depth)
-    if kind == "array":
+def fit(schema: Json, *, chance: int) -> Json:
+    """A value that a JSON Schema accepts: the subset that structured outputs allow (no `pattern`).
+
+    A schema without a finite value, or not a schema at all, gives something anyway.
+    """
+    return _Fitter(schema).fit(schema, chance, 0)
+
+
+VALUES_MAX: Final = 10_000
+"""Values made for one schema, beyond which everything is null: recursion that is required has no end."""
+DEPTH_MAX: Final = 40
+DEPTH_ENOUGH: Final = 6
+"""From here on the shortest way out is taken: recursive schemas must end."""
+
+
+class _Fitter:
+    def __init__(self, root: Json) -> None:
+        self._root = root
+        self._left = VALUES_MAX
+
+    def fit(self, schema: Json, chance: int, depth: int) -> Json:
+        self._left -= 1
+        if not isinstance(schema, dict) or self._left < 0 or depth > DEPTH_MAX:
+            return None
+        if "$ref" in schema:
+            return self.fit(_resolve(schema["$ref"], self._root), chance, depth + 1)
+        if "const" in schema:
+            return schema["const"]
+        if isinstance(schema.get("enum"), list) and schema["enum"]:
+            return schema["enum"][chance % len(schema["enum"])]
+        for key in ("anyOf", "oneOf"):
+            options = schema.get(key)
+            if isinstance(options, list) and options:
+                return self.fit(_option(options, chance, depth), mix(chance), depth + 1)
+        if isinstance(schema.get("allOf"), list):
+            return self.fit(self._merged(schema["allOf"]), chance, depth + 1)
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            kind = "null" if "null" in kind and depth > DEPTH_ENOUGH else _one_of(kind, chance)
+        if kind == "object" or "properties" in schema:
+            return self._object(schema, chance, depth)
+        if kind == "array":
+            return self._array(schema, chance, depth)
+        if kind in ("integer", "number"):
+            return _fit_number(schema, chance=chance, whole=kind == "integer")
+        if kind == "boolean":
+            return chance % 2 == 1
+        if kind == "null":
+            return None
+        return _fit_string(schema, chance=chance)
+
+    def _object(self, schema: dict[str, Json], chance: int, depth: int) -> dict[str, Json]:
+        properties = schema.get("properties")
+        if not isinstance(properties, dict):
+            return {}
+        required = _list(schema.get("required"))
+        names = [n for n in properties if depth <= DEPTH_ENOUGH or n in required]
+        return {
+            name: self.fit(properties[name], mix(chance ^ i), depth + 1)
+            for i, name in enumerate(names)
+        }
+
+    def _array(self, schema: dict[str, Json], chance: int, depth: int) -> list[Json]:
         low = _number(schema.get("minItems"), 0)
         high = _number(schema.get("maxItems"), math.inf)
-        count = int(max(low, min(high, 2 if depth <= 6 else 0)))
+        count = max(low, min(high, 2 if depth <= DEPTH_ENOUGH else 0))
         items = schema.get("items", {"type": "string"})
         return [
-            fit(items, chance=mix(chance ^ i), root=root, depth=depth + 1)
-            for i in range(min(count, 64))
+            self.fit(items, mix(chance ^ i), depth + 1) for i in range(int(max(0, min(count, 64))))
         ]
-    if kind in {"integer", "number"}:
-        return _fit_number(schema, chance=chance, whole=kind == "integer")
-    if kind == "boolean":
-        return chance % 2 == 1
-    if kind == "null":
-        return None
-    return _fit_string(schema, chance=chance)
+
+    def _merged(self, parts: list[Json]) -> dict[str, Json]:
+        """One schema for all of them, as far as objects go."""
+        merged: dict[str, Json] = {}
+        properties: dict[str, Json] = {}
+        required: list[Json] = []
+        for part in parts:
+            referred = isinstance(part, dict) and "$ref" in part
+            whole = _resolve(part["$ref"], self._root) if referred else part
+            if not isinstance(whole, dict):
+                continue
+            merged.update(whole)
+            if isinstance(whole.get("properties"), dict):
+                properties.update(whole["properties"])
+            required += _list(whole.get("required"))
+        return {**merged, "properties": properties, "required": required}
 
 
-def _fit_object(schema: dict[str, Json], *, chance: int, root: Json, depth: int) -> dict[str, Json]:
-    properties = schema.get("properties")
-    if not isinstance(properties, dict):
-        return {}
-    required = schema.get("required", [])
-    names = [n for n in properties if n in required] if depth > 6 else list(properties)
-    if depth > 40:
-        return {}
-    return {
-        name: fit(properties[name], chance=mix(chance ^ i), root=root, depth=depth + 1)
-        for i, name in enumerate(names)
-    }
+def _option(options: list[Json], chance: int, depth: int) -> Json:
+    if depth <= DEPTH_ENOUGH:
+        return _one_of(options, chance)
+    simple = [o for o in options if isinstance(o, dict) and o.get("type") == "null"]
+    return simple[0] if simple else min(options, key=lambda option: len(_encode(option)))
+
+
+def _one_of(options: list[Json], chance: int) -> Json:
+    return options[chance % len(options)] if options else None
+
+
+def _list(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
 
 
 def _fit_number(schema: dict[str, Json], *, chance: int, whole: bool) -> float:

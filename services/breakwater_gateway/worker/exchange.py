@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Wire
 from breakwater_gateway.worker.sse import EventTooLarge, SseParser
-from breakwater_gateway.worker.wire import neutral, openai, openai_chat
+from breakwater_gateway.worker.wire import neutral, openai, openai_chat, tool_calls
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_gateway.worker.wire.dialects import (
     CALLERS,
@@ -68,6 +68,8 @@ class NativeChat:
         self._parser = SseParser(limit)
         self._reader = openai.ChatStream(usage_wanted=usage_wanted)
         self._prelude: list[bytes] = []
+        self._calls = tool_calls.Arguments()
+        self._is_judged = False
 
     @property
     def whole(self) -> bool:
@@ -77,6 +79,10 @@ class NativeChat:
         answer = openai.decode_answer(body, api="chat")
         if not isinstance(answer, openai.Answer):
             return answer
+        if b'"tool_calls"' in body and answer.finish not in tool_calls.CUT_OFF:
+            failure = tool_calls.of_openai_answer(body)
+            if failure is not None:
+                return failure
         return Whole(answer.body, answer.usage)
 
     def feed(self, data: bytes) -> Read:
@@ -90,6 +96,10 @@ class NativeChat:
             step = reader.feed(event.data)
             if not isinstance(step, openai.Step):
                 return self._read(lines, step)
+            if b'"tool_calls"' in event.data:
+                self._calls.add_openai(event.data)
+            if reader.finish and (failure := self._judged()) is not None:
+                return self._read(lines, failure)
             if step.kind == "content":
                 lines.append(step.data)
             elif step.kind == "prelude":
@@ -97,6 +107,13 @@ class NativeChat:
             elif step.kind == "done":
                 return self._read(lines, ended=True)
         return self._read(lines)
+
+    def _judged(self) -> f.Failure | None:
+        """Once the provider has finished: a call that nobody could make must not look like one."""
+        if self._is_judged or self._reader.finish in tool_calls.CUT_OFF:
+            return None
+        self._is_judged = True
+        return self._calls.judge()
 
     def end(self) -> Read:
         # What is not terminated by an empty line is no event: the standard drops it, and so do we,
@@ -168,11 +185,14 @@ class Translated:
         self._encoder = caller.stream_encoder(request, provider.name, model)
         self._held: list[neutral.StreamEvent] = []
         self._done = False
+        self._calls = tool_calls.Arguments()
 
     def answer(self, body: bytes) -> Whole | f.Failure:
         answer = self._provider.decode_answer(body)
         if not isinstance(answer, neutral.Answer):
             return answer
+        if (failure := tool_calls.of_answer(answer)) is not None:
+            return failure
         self.usage = answer.usage
         return Whole(self._caller.encode_answer(answer, self._model), answer.usage)
 
@@ -188,6 +208,21 @@ class Translated:
         read.ended = True
         return read
 
+    def _calls_of(self, event: neutral.StreamEvent) -> f.Failure | None:
+        """A call that nobody could make, once its candidate finishes as if it were one."""
+        match event:
+            case neutral.PartBegan(
+                index=index, candidate=candidate, part=neutral.ToolCall() as call
+            ):
+                self._calls.begin((candidate, index), call.name, call.arguments)
+            case neutral.Grew(index=index, candidate=candidate, text=text):
+                self._calls.grow((candidate, index), text)
+            case neutral.Finished(finish=finish) if finish not in tool_calls.CUT_OFF:
+                return self._calls.judge()
+            case _:
+                pass
+        return None
+
     def _finished(self, events: list[neutral.StreamEvent]) -> bool:
         last_words = neutral.Finished | neutral.Done | neutral.Broke
         said = [event for event in events if isinstance(event, last_words)]
@@ -201,6 +236,9 @@ class Translated:
         for event in events:
             if isinstance(event, neutral.Broke):
                 failure = event.failure
+                break
+            failure = self._calls_of(event)
+            if failure is not None:
                 break
             if isinstance(event, neutral.UsageKnown):
                 self.usage = event.usage
@@ -235,6 +273,8 @@ class NativeStream:
         answer = self._dialect.decode_answer(body)
         if not isinstance(answer, neutral.Answer):
             return answer
+        if (failure := tool_calls.of_answer(answer)) is not None:
+            return failure
         self.usage = answer.usage
         return Whole(body, answer.usage)
 

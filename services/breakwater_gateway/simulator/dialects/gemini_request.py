@@ -251,6 +251,8 @@ def _read_tool_config(given: Json, tools: tuple[Tool, ...]) -> tuple[bool, tuple
         )
     names = calling.get("allowedFunctionNames")
     if names:
+        if not isinstance(names, list):
+            raise GoogleError(400, f"Invalid value at 'allowed_function_names', {_short(names)}")
         if mode not in {"ANY", "VALIDATED"}:
             raise GoogleError(
                 400, "Allowed function names can only be set when the function calling mode is ANY."
