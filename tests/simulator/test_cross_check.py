@@ -20,7 +20,6 @@ from tests.simulator.providers import (
     simulator,
 )
 
-from breakwater_gateway.config.model import Wire
 from breakwater_gateway.simulator.script import Fault, FaultClass, Script
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_protocol import failures as f
@@ -244,14 +243,6 @@ OTHERS: dict[tuple[str, FaultClass], type[f.Failure]] = {
     ("openai", "permission"): f.ModelNotFound,
     ("responses", "permission"): f.ModelNotFound,
 }
-DISPUTED: dict[tuple[Wire, FaultClass], str] = {
-    (
-        wire,
-        "overloaded",
-    ): "OpenAI's 503 has the type server_error, which is believed before the status"
-    for wire in ("openai", "azure", "responses")
-} | {("ollama", "quota_exhausted"): "a used-up week is told under 429, in words only"}
-"""Where the simulator follows the provider and the gateway does not yet."""
 
 
 @EVERY
@@ -276,9 +267,6 @@ async def test_faults_are_classified_as_scripted(
         answer.status_code, answer.headers, answer.content, now=1_750_000_000.0
     )
     expected = OTHERS.get((provider.name, kind), KINDS[kind])
-    dispute = DISPUTED.get((provider.wire, kind))
-    if dispute is not None and type(failure) is not expected:
-        pytest.xfail(dispute)
     assert type(failure) is expected, answer.text
 
 

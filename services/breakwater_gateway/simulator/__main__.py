@@ -45,7 +45,7 @@ async def serve(host: str, port: int, seed: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m breakwater_gateway.simulator",
-        description="A simulated provider that speaks OpenAI's API.",
+        description="Simulated providers: every API that the gateway speaks, a lane each.",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")

@@ -97,7 +97,9 @@ class _Fitter:
             if isinstance(whole.get("properties"), dict):
                 properties.update(whole["properties"])
             required += _list(whole.get("required"))
-        return {**merged, "properties": properties, "required": required}
+        if properties:
+            merged |= {"properties": properties, "required": required}
+        return merged
 
 
 def _option(options: list[Json], chance: int, depth: int) -> Json:

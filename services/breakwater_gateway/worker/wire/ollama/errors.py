@@ -42,6 +42,11 @@ _CONTEXT: Final = re.compile(
 _NO_MODEL: Final = re.compile(
     r"^model '[^']{1,300}' not found|^model \"[^\"]{1,300}\" not found", re.IGNORECASE
 )
+# The cloud's 429 for a used-up week or session, of which waiting within a request is useless:
+# continuedev/continue#11444, NousResearch/hermes-agent#68832.
+_USED_UP: Final = re.compile(
+    r"^you(?:'ve| \([^)]{0,300}\) have| have) reached your [a-z| ]{0,40}usage limit", re.IGNORECASE
+)
 _BUSY: Final = re.compile(r"^server busy, please try again", re.IGNORECASE)
 # server/routes.go, harmony's and the tools' parsers: what the model wrote as a call is none.
 _TOOL: Final = re.compile(r"^error parsing tool call\b", re.IGNORECASE)
@@ -73,6 +78,8 @@ def _choose(status: int, message: str) -> _Kind:
     chosen = _BY_STATUS.get(status)
     if chosen is None:
         chosen = f.InvalidRequest if 400 <= status < 500 else f.ServerError
+    if chosen is f.RateLimited and _USED_UP.search(message):
+        return f.QuotaExhausted
     if chosen in {f.InvalidRequest, f.ServerError}:
         for pattern, kind in (
             (_CONTEXT, f.ContextLength),

@@ -228,6 +228,9 @@ def _choose(status: int, said: _Said) -> _Kind:
                 return kind
         if status == 403 and _moderated(said):
             return f.ContentFiltered
+    if by_code is f.ServerError and status in {503, 529}:
+        # The type only says whose fault it is; the status says that it is a matter of capacity.
+        return f.Overloaded
     if by_code is not None:
         return by_code
     return _BY_STATUS.get(status) or (f.InvalidRequest if 400 <= status < 500 else f.ServerError)
