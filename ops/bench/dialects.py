@@ -8,6 +8,7 @@ too are written by the gateway's own encoders, those of Bedrock, Cohere and Olla
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from itertools import cycle, islice
 from typing import Final
 
@@ -142,6 +143,8 @@ SIMULATED: Final[Mapping[Wire, Callable[[], Dialect]]] = {
     "cohere": Cohere,
     "ollama": Ollama,
 }
+FOREIGN: Final[n.DialectName] = "bedrock"
+"""Where encoded answers are said to come from: no caller's own, so that each encoder words all itself."""
 _WHOLE_CALLS: Final = frozenset({"gemini", "ollama"})
 PAIRS: Final[tuple[tuple[str, Wire], ...]] = (
     ("chat", "openai"),
@@ -181,9 +184,7 @@ def _ending(finish: n.Finish) -> list[n.StreamEvent]:
 
 def spoken(wire: Wire) -> Spoken:
     """What a provider of this dialect sends."""
-    calls: list[tuple[str, ...]] = (
-        [(ARGUMENTS,)] * CALLS if wire in _WHOLE_CALLS else [FRAGMENTS]
-    )
+    calls: list[tuple[str, ...]] = [(ARGUMENTS,)] * CALLS if wire in _WHOLE_CALLS else [FRAGMENTS]
     simulated = SIMULATED.get(wire)
     return _written(wire, calls) if simulated is None else _simulated(simulated(), calls)
 
@@ -191,7 +192,7 @@ def spoken(wire: Wire) -> Spoken:
 def _written(wire: Wire, calls: list[tuple[str, ...]]) -> Spoken:
     caller = caller_dialect(APIS[wire])
     answer = n.Answer(
-        dialect="openai",
+        dialect=FOREIGN,
         id="answer-1",
         model="provider-model",
         created=1_760_000_000,
@@ -215,7 +216,7 @@ def _written(wire: Wire, calls: list[tuple[str, ...]]) -> Spoken:
 
 def _framed(caller: CallerDialect, events: list[n.StreamEvent]) -> Iterator[bytes]:
     """The events of a stream as its own provider frames them."""
-    encoder = caller.stream_encoder(REQUEST, caller.name, "provider-model")
+    encoder = caller.stream_encoder(REQUEST, FOREIGN, "provider-model")
     named = caller.name in {"anthropic", "responses"}
     for event in events:
         for line in encoder.feed([event]):
@@ -253,6 +254,7 @@ def _simulated(dialect: Dialect, calls: list[tuple[str, ...]]) -> Spoken:
     )
 
 
+@cache
 def caller_body(wire: Wire) -> bytes:
     """`REQUEST` as a caller of this dialect writes it."""
     body = provider_dialect(wire, wire).encode_request(REQUEST, n.Target(MODEL)).body
@@ -341,7 +343,7 @@ def costs(wire: Wire) -> Costs:
         caller, body, events = caller_dialect(APIS[wire]), caller_body(wire), text_events()
 
         def encoded() -> int:
-            return written(caller.stream_encoder(REQUEST, "bedrock", MODEL), events)
+            return written(caller.stream_encoder(REQUEST, FOREIGN, MODEL), events)
 
         decode_request = cost_us(lambda: caller.decode_request(body))
         encode_event = cost_us(encoded) / len(events)

@@ -52,7 +52,7 @@ def test_a_whole_answer_of_the_bench_is_decoded_to_a_text_and_a_call(wire: Wire)
     answer = provider_dialect(wire, wire).decode_answer(bench.spoken(wire).answer)
     assert isinstance(answer, n.Answer)
     kinds = {type(part) for part in answer.candidates[0].parts}
-    assert kinds == {n.Text, n.ToolCall}
+    assert kinds >= {n.Text, n.ToolCall}
 
 
 @pytest.mark.parametrize("wire", bench.APIS)

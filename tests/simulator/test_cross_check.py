@@ -295,8 +295,6 @@ async def test_an_error_inside_a_stream_breaks_it(provider: Provider, first: boo
         heard = await hear(client, provider, asked(stream=True))
     assert not heard.done
     assert bool(heard.text) is not first
-    if provider.wire == "mistral" and heard.failure is None:
-        pytest.xfail("an error object that is the whole event is passed over")
     overloaded = provider.wire in {"anthropic", "gemini", "vertex", "bedrock"}
     assert type(heard.failure) is (f.Overloaded if overloaded else f.ServerError)
 

@@ -346,8 +346,7 @@ class Worker(Actor):
             answer = await self._send(run, place, exchange)
             run.clock.heard(clock.now())
             if answer.status >= 400:
-                body = await answer.read(_ERROR_BODY_MAX)
-                return self._classify(deployment, answer, body, place)
+                return self._classify(deployment, answer, await _read_error(answer), place)
             if work.stream and work.api != "embeddings":
                 return await self._stream(run, answer, exchange, place)
             run.clock.spoke(clock.now())
@@ -691,11 +690,25 @@ class Worker(Actor):
             meters.tokens_out.add(usage.output)
 
 
+async def _read_error(answer: Answer) -> bytes:
+    """The body of an error; of one that cannot be read (cut, too large, badly coded) the status says enough."""
+    try:
+        return await answer.read(_ERROR_BODY_MAX)
+    except HttpFailure:
+        return b"{}"
+
+
 def _without(failure: f.Failure, shown: tuple[str, ...]) -> f.Failure:
+    """All that a provider wrote into it without our secrets."""
     for secret in shown:
-        if secret in failure.message:
-            message = keys.scrub(failure.message, secret)
-            failure = msgspec.structs.replace(failure, message=message)
+        failure = msgspec.structs.replace(
+            failure,
+            message=keys.scrub(failure.message, secret),
+            provider_code=keys.scrub(failure.provider_code, secret),
+        )
+        if isinstance(failure, f.InvalidRequest) and failure.param:
+            param = keys.scrub(failure.param, secret)
+            failure = msgspec.structs.replace(failure, param=param)
     return failure
 
 

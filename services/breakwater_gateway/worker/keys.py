@@ -7,6 +7,8 @@ from breakwater_gateway.config.model import KeyRef
 from breakwater_protocol import failures as f
 
 KEY_BYTES_MAX: Final = 16_384
+_START: Final = 8
+"""Characters of a key that tell no more than whose it is: `sk-proj-`."""
 
 ReadFile = Callable[[str], str]
 
@@ -37,5 +39,15 @@ def resolve(
 
 
 def scrub(text: str, secret: str) -> str:
-    """A provider's message without our key, should it quote it."""
-    return text.replace(secret, "[key]") if secret and secret in text else text
+    """A provider's message without our key, should it quote it, and without the part of it at the end of a
+    message that was cut there."""
+    if not secret:
+        return text
+    text = text.replace(secret, "[key]")
+    start = secret[:_START]
+    at = text.find(start, max(0, len(text) - len(secret) + 1))
+    while at >= 0:
+        if secret.startswith(text[at:]):
+            return text[:at] + "[key]"
+        at = text.find(start, at + 1)
+    return text

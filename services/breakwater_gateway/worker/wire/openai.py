@@ -90,6 +90,7 @@ class _ChatAnswer(Struct):
     choices: list[_AnswerChoice] | None = None
     usage: WireUsage | None = None
     error: Raw | UnsetType = UNSET
+    object: str | UnsetType | None = UNSET
 
 
 class _Embedding(Struct, omit_defaults=True):
@@ -120,6 +121,8 @@ def decode_answer(body: bytes, *, api: str, encoding: str | None = None) -> Answ
     if answer.error is not UNSET and bytes(answer.error) != b"null":
         return classify(200, {}, body, now=0.0)
     if not answer.choices:
+        if answer.object == "error":
+            return classify(200, {}, body, now=0.0)
         return f.MalformedAnswer("the provider's answer has no choices", provider_status=200)
     return Answer(
         body=body,
@@ -173,6 +176,7 @@ class _StreamEvent(Struct):
     choices: list[_StreamChoice] | None = None
     usage: WireUsage | None = None
     error: Raw | UnsetType = UNSET
+    object: str | UnsetType | None = UNSET
 
 
 _stream_event = msgspec.json.Decoder(_StreamEvent)
@@ -232,6 +236,9 @@ class ChatStream:
             # Events travel one a line; a newline in JSON is only ever white space.
             data = data.replace(b"\r", b" ").replace(b"\n", b" ")
         if not event.choices:
+            if event.object == "error":
+                # Mistral, and vLLM of old: the event itself is the error object.
+                return classify(200, {}, data, now=0.0)
             if event.usage is not None and not self._usage_wanted:
                 return _QUIET
             return Step("content" if self._spoke else "prelude", data)

@@ -97,7 +97,7 @@ def decode_answer(
     except UNREADABLE:
         return f.MalformedAnswer(not_json(body), provider_status=status)
     error = fields.pop("error", None)
-    if error is not None and not is_null(error):
+    if (error is not None and not is_null(error)) or text_or(fields.get("object")) == "error":
         return classify(status, {}, body, now=0)
     ident = text_or(fields.get("id"))
     model = text_or(fields.get("model"))

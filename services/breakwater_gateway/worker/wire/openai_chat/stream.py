@@ -242,6 +242,10 @@ class StreamDecoder:
             self._break(out, classify(200, {}, data, now=0))
             return
         choices = chunk.choices
+        if not choices and b'"error"' in data and text_or(_fields(data).get("object")) == "error":
+            # Mistral, and vLLM of old: the event itself is the error object.
+            self._break(out, classify(200, {}, data, now=0))
+            return
         if not self._began and not self._begin(data, bool(choices), chunk, out):
             return
         if choices:
