@@ -310,7 +310,8 @@ class NativeStream:
         if self._held:
             lines = self._held + lines
             self._held = []
-        return Read(lines)
+        # As for the other exchanges the last word is the end: a host may leave the connection open.
+        return Read(lines, ended=any(isinstance(event, neutral.Done) for event in events))
 
 
 class TranslatedEmbeddings:
