@@ -444,3 +444,29 @@ async def test_models_are_listed() -> None:
     async with stage(config("a")) as gateway:
         reply = await gateway.bus.ask(SUBJECTS.models.at("t"), timeout_s=1)
         assert [m["id"] for m in json.loads(reply.data)["data"]] == ["m"]
+
+
+async def test_a_finished_streams_connection_is_read_to_its_end_before_it_is_let_go() -> None:
+    """The terminator of a chunked body may come in a packet of its own."""
+    async with stage(config("a")) as gateway:
+        caller = gateway.ask(stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("x", "stop") + b"data: [DONE]\n\n")
+        await caller.reply()
+        assert (await caller.reply()).headers["breakwater-end"] == "ok"
+        await asyncio.sleep(0.1)
+        assert not call.answer.closed.is_set()
+        call.end()
+        await asyncio.wait_for(call.answer.closed.wait(), 0.1)
+        assert call.answer.ended
+
+
+async def test_a_provider_that_never_ends_its_connection_is_not_waited_for() -> None:
+    async with stage(config("a")) as gateway:
+        caller = gateway.ask(stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("x", "stop") + b"data: [DONE]\n\n")
+        await caller.reply()
+        await asyncio.wait_for(call.answer.closed.wait(), 1)

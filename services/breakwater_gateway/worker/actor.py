@@ -64,6 +64,8 @@ _COMMON_HEADERS: Final = (
 )
 _PREPARED_MAX: Final = 4096
 _SECRETS_S: Final = 60.0
+_LINGER_S: Final = 0.25
+_LINGER_BYTES: Final = 4096
 _ERROR_BODY_MAX: Final = 64 * 1024
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
@@ -156,6 +158,8 @@ class Worker(Actor):
         self._environment = environment
         self._capacity = capacity
         self._tasks = TaskSet(context.log)
+        self._lingering = TaskSet(context.log)
+        """Streams whose last word is said and whose last byte is not here yet: no load of the worker."""
         self._live: dict[str, dict[int, _Run]] = {}
         self._in_flight: dict[str, int] = {}
         self._deployments: dict[str, Deployment] = {}
@@ -192,6 +196,7 @@ class Worker(Actor):
     async def stop(self) -> None:
         """At once: every attempt in hand is cut and reported as lost."""
         await self._tasks.cancel()
+        await self._lingering.cancel()
         await self._client.close()
 
     def on_config(self, config: Config, revision: int) -> None:
@@ -367,7 +372,7 @@ class Worker(Actor):
             if not run.started:
                 run.provider_s = clock.now() - run.left_at
             if answer is not None:
-                answer.close()
+                self._let_go(answer, finished=run.finish_sent)
 
     async def _send(self, run: _Run, place: _Place, exchange: Exchange) -> Answer:
         call, work = exchange.call, run.work
@@ -403,6 +408,13 @@ class Worker(Actor):
         return await self._client.send(
             prepared, call.body, headers=signed, connect_timeout_s=work.connect_s
         )
+
+    def _let_go(self, answer: Answer, *, finished: bool) -> None:
+        """Back to the pool if nothing is left to read; a finished stream gets a moment to end as HTTP."""
+        if finished and not answer.ended:
+            self._lingering.spawn(_read_out(answer))
+        else:
+            answer.close()
 
     async def _read_whole(self, run: _Run, answer: Answer) -> bytes:
         """The body, with the idle timer moved by everything that arrives."""
@@ -696,6 +708,20 @@ async def _read_error(answer: Answer) -> bytes:
         return await answer.read(_ERROR_BODY_MAX)
     except HttpFailure:
         return b"{}"
+
+
+async def _read_out(answer: Answer) -> None:
+    """The end of a chunked body often comes in a packet of its own; cutting it off would cost the next
+    request a new connection."""
+    size = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while size <= _LINGER_BYTES and (data := await answer.chunk()) is not None:
+                size += len(data)
+    except (TimeoutError, HttpFailure):
+        size = 0  # then the connection is closed instead of being used again
+    finally:
+        answer.close()
 
 
 def _without(failure: f.Failure, shown: tuple[str, ...]) -> f.Failure:
