@@ -124,23 +124,20 @@ class Router(Actor):
         with anyio.move_on_after(_FIRST_WORKER_S):
             await self._heard_worker.wait()
         self._subscriptions += [
-            await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
             *[
                 await bus.subscribe(
                     subject.any(), partial(self._on_request, subject, api), queue=self.kind
                 )
                 for api, subject in (
+                    ("chat", subjects.chat),
                     ("embeddings", subjects.embeddings),
                     ("messages", subjects.messages),
                     ("responses", subjects.responses),
                     ("generate", subjects.generate),
                 )
             ],
-            await bus.subscribe(
-                subjects.chat.any(),
-                partial(self._on_request, subjects.chat, "chat"),
-                queue=self.kind,
-            ),
+            # Last: whoever is answered with the models may ask for anything.
+            await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
         ]
         tasks.start_soon(self._watch_workers)
 
