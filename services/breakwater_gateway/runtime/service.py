@@ -30,7 +30,7 @@ from breakwater_gateway.runtime.bus import (
     WrongRevision,
 )
 from breakwater_gateway.runtime.telemetry import Log, Metrics
-from breakwater_protocol import headers as h
+from breakwater_protocol import cloudevents
 from breakwater_protocol.events import Alert, ConfigChanged
 from breakwater_protocol.subjects import Subject, Subjects, T
 
@@ -51,20 +51,6 @@ Listener = Callable[[Config, int], None]
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def event_headers(kind: str, source: str, at: float) -> dict[str, str]:
-    """CloudEvents 1.0 in binary mode; the server drops a second message of the same id."""
-    id_ = uuid.uuid4().hex
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
-    return {
-        h.CE_SPECVERSION: "1.0",
-        h.CE_ID: id_,
-        h.NATS_MSG_ID: id_,
-        h.CE_SOURCE: source,
-        h.CE_TYPE: kind,
-        h.CE_TIME: f"{seconds}.{int(at % 1 * 1000):03d}Z",
-    }
 
 
 class ConfigHolder:
@@ -210,7 +196,7 @@ class ConfigHolder:
 
 def _tell(bus: Bus, subject: Subject[T], event: T, name: str, *, at: float) -> None:
     at_subject = subject.at(name)
-    headers = event_headers(at_subject, f"breakwater/{bus.name}", at)
+    headers = cloudevents.headers_for(at_subject, f"breakwater/{bus.name}", at, uuid.uuid4().hex)
     bus.publish(at_subject, subject.encode(event), headers=headers)
 
 

@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S, parse_retry_after
 from breakwater_gateway.worker.wire.anthropic import blocks as b
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 _MESSAGE_MAX: Final = 1000
@@ -134,30 +135,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     if chosen is None:
         refused = kind in {"invalid_request_error", "INVALID_ARGUMENT"} or 400 <= status < 500
         chosen = f.InvalidRequest if refused else f.ServerError
-    seen = code or kind
-    message = text[:_MESSAGE_MAX]
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", status, seen)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, seen)
-    if chosen in _WAITING:
-        # Successful answers carry the same headers: only a refusal's wait is meant.
-        wait = _wait(headers, now) if status in {408, 429} or status >= 500 else None
-        return _WAITING[chosen](message, status, seen, wait)
-    return chosen(message, status, seen)
-
-
-_WAITING: Final[
-    dict[
-        type[f.Failure],
-        type[f.RateLimited] | type[f.QuotaExhausted] | type[f.Overloaded] | type[f.ServerError],
-    ]
-] = {
-    f.RateLimited: f.RateLimited,
-    f.QuotaExhausted: f.QuotaExhausted,
-    f.Overloaded: f.Overloaded,
-    f.ServerError: f.ServerError,
-}
+    # Successful answers carry the same headers: only a refusal's wait is meant.
+    wait = _wait(headers, now) if status in {408, 429} or status >= 500 else None
+    return failure_of(chosen, text[:_MESSAGE_MAX], status, code or kind, wait=wait)
 
 
 def _read(body: bytes) -> tuple[_Error, str]:

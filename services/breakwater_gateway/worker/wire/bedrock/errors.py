@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from breakwater_gateway.router.retry import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 ERROR_TYPE: Final = "x-amzn-errortype"
@@ -119,20 +120,7 @@ def from_frame(name: str, payload: bytes) -> f.Failure:
 
 def failure(status: int, name: str, message: str, wait: float | None) -> f.Failure:
     chosen = _choose(status, name, message)
-    message, code = message[:TEXT_MAX], name[:200]
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", status, code)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, code)
-    if chosen is f.RateLimited:
-        return f.RateLimited(message, status, code, wait)
-    if chosen is f.QuotaExhausted:
-        return f.QuotaExhausted(message, status, code, wait)
-    if chosen is f.Overloaded:
-        return f.Overloaded(message, status, code, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(message, status, code, wait)
-    return chosen(message, status, code)
+    return failure_of(chosen, message[:TEXT_MAX], status, name[:200], wait=wait)
 
 
 def _choose(status: int, name: str, message: str) -> _Kind:

@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from breakwater_gateway.router.retry import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 TEXT_MAX: Final = 1000
@@ -67,20 +68,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
 
 def failure(status: int, code: str, message: str, wait: float | None) -> f.Failure:
     chosen = _choose(status, code, message)
-    message, code = message[:TEXT_MAX], code[:200]
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", status, code)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, code)
-    if chosen is f.RateLimited:
-        return f.RateLimited(message, status, code, wait)
-    if chosen is f.QuotaExhausted:
-        return f.QuotaExhausted(message, status, code, wait)
-    if chosen is f.Overloaded:
-        return f.Overloaded(message, status, code, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(message, status, code, wait)
-    return chosen(message, status, code)
+    return failure_of(chosen, message[:TEXT_MAX], status, code[:200], wait=wait)
 
 
 def _choose(status: int, code: str, message: str) -> _Kind:

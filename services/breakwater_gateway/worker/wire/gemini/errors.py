@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S, parse_retry_after
 from breakwater_gateway.worker.wire.gemini.fields import UNREADABLE, encode
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 MESSAGE_MAX: Final = 1000
@@ -155,23 +156,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     message = (error.message or f"the provider answered with status {shown}")[:MESSAGE_MAX]
     seen = reason or canonical
     chosen = _chosen(shown, canonical, reason, message, details)
-    wait = _wait(details, headers, now)
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", shown, seen)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", shown, seen)
-    if chosen is f.InvalidRequest:
-        return f.InvalidRequest(message, shown, seen, _field(details))
-    if chosen is f.RateLimited:
-        return f.RateLimited(message, shown, seen, wait)
-    if chosen is f.QuotaExhausted:
-        # A RetryInfo beside a daily quota counts to the next minute, not to the next day.
-        return f.QuotaExhausted(message, shown, seen, None)
-    if chosen is f.Overloaded:
-        return f.Overloaded(message, shown, seen, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(message, shown, seen, wait)
-    return chosen(message, shown, seen)
+    # A RetryInfo beside a daily quota counts to the next minute, not to the next day.
+    wait = None if chosen is f.QuotaExhausted else _wait(details, headers, now)
+    return failure_of(chosen, message, shown, seen, wait=wait, param=_field(details))
 
 
 def _chosen(

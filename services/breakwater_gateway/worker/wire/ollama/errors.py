@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from breakwater_gateway.router.retry import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 TEXT_MAX: Final = 1000
@@ -59,19 +60,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     said = (message or _unsaid(status, body))[:TEXT_MAX]
     code = code[:200]
     wait = parse_retry_after(headers, now) if status in {429, 503} or status >= 500 else None
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", status, code)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden("the provider forbids this call to the gateway's key", status, code)
-    if chosen is f.RateLimited:
-        return f.RateLimited(said, status, code, wait)
-    if chosen is f.QuotaExhausted:
-        return f.QuotaExhausted(said, status, code, wait)
-    if chosen is f.Overloaded:
-        return f.Overloaded(said, status, code, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(said, status, code, wait)
-    return chosen(said, status, code)
+    return failure_of(chosen, said, status, code, wait=wait)
 
 
 def _choose(status: int, message: str) -> _Kind:

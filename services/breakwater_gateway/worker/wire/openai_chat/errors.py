@@ -21,6 +21,7 @@ from breakwater_gateway.worker.wire.openai_chat.fields import (
     text_or,
     whole_or,
 )
+from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f
 
 TEXT_MAX: Final = 1000
@@ -197,23 +198,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     chosen = _choose(status, said)
     code = (said.code or said.type)[:200]
     wait = _wait(chosen, status, headers, said, now)
-    if chosen is f.KeyRejected:
-        return f.KeyRejected("the provider refused the gateway's key", seen_status, code)
-    if chosen is f.KeyForbidden:
-        return f.KeyForbidden(
-            "the provider forbids this call to the gateway's key", seen_status, code
-        )
-    if chosen is f.InvalidRequest:
-        return f.InvalidRequest(message, seen_status, code, said.param)
-    if chosen is f.RateLimited:
-        return f.RateLimited(message, seen_status, code, wait)
-    if chosen is f.QuotaExhausted:
-        return f.QuotaExhausted(message, seen_status, code, wait)
-    if chosen is f.Overloaded:
-        return f.Overloaded(message, seen_status, code, wait)
-    if chosen is f.ServerError:
-        return f.ServerError(message, seen_status, code, wait)
-    return chosen(message, seen_status, code)
+    return failure_of(chosen, message, seen_status, code, wait=wait, param=said.param)
 
 
 def _choose(status: int, said: _Said) -> _Kind:
