@@ -13,7 +13,6 @@ Model = Annotated[str, Meta(min_length=1, max_length=512)]
 PositiveInt = Annotated[int, Meta(ge=1, le=100_000_000)]
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class Message(Struct, frozen=True):

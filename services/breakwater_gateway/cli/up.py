@@ -25,11 +25,10 @@ from breakwater_gateway.cli.process import (
     serve,
 )
 from breakwater_gateway.cli.serve_commands import check_port
-from breakwater_gateway.config.codec import Stored
+from breakwater_gateway.config.codec import Stored, stored_defaults
 from breakwater_gateway.config.defaults import default_config, with_keys
 from breakwater_gateway.config.load import missing_keys
 from breakwater_gateway.config.model import Config
-from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.edge.actor import Listen
 from breakwater_gateway.runtime.embedded import (
     EmbeddedServer,
@@ -224,7 +223,7 @@ def _configuration(plan: Up, simulator_port: int) -> tuple[Stored, Config]:
     if plan.config_path:
         return read_config(plan.config_path)
     config = default_config(os.environ, simulator_url=f"http://127.0.0.1:{simulator_port}")
-    return Stored("defaults", to_yaml(config), simulator=config.simulator), config
+    return stored_defaults(config), config
 
 
 def _free_port() -> int:

@@ -3,7 +3,7 @@
 `load.py` makes them from YAML and reports every mistake with its path and line; nothing else parses.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
 
@@ -36,8 +36,6 @@ AuthScheme = Literal[
 with AWS credentials, and is `bearer` where a deployment has a key; `none` sends no key at all."""
 
 QuirkValue = bool | int | str | tuple[str, ...]
-
-NANO: Final = 1_000_000_000
 
 
 class Price(Struct, frozen=True):

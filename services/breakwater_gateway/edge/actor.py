@@ -30,6 +30,7 @@ from breakwater_gateway.runtime.http_server import (
     HttpServer,
     Responder,
 )
+from breakwater_gateway.runtime.metrics import CONTENT_TYPE
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -47,7 +48,6 @@ TENANT: Final = "default"
 
 ID_MAX: Final = 128
 
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _models = msgspec.json.Decoder(ModelList)
 
@@ -443,7 +443,7 @@ class Edge(Actor):
         responder.respond(503 if reasons else 200, (http.JSON,), body)
 
     async def _metrics_answer(self, responder: Responder) -> None:
-        responder.respond(200, (("content-type", METRICS_TYPE),), await self._metrics_text())
+        responder.respond(200, (("content-type", CONTENT_TYPE),), await self._metrics_text())
 
 
 def _longest_s(config: Config) -> float:

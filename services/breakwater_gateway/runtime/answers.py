@@ -4,7 +4,7 @@ Errors carry the error object of the caller's dialect; amounts are printed from 
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -25,10 +25,6 @@ def usd(nano: int | None) -> str:
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
     whole, rest = divmod(nano, 1_000_000_000)
     return f"{sign}{whole}.{rest:09d}"
-
-
-Api = Literal["chat", "responses", "messages", "generate", "embeddings"]
-"""In whose dialect a caller asked, and is answered."""
 
 
 class _ErrorObject(Struct, frozen=True):

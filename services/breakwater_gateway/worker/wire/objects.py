@@ -220,3 +220,28 @@ def not_json(body: bytes) -> str:
     if not start:
         return "the provider answered with an empty body"
     return "the provider's answer is not the JSON that its API promises"
+
+
+def unsaid(status: int, body: bytes) -> str:
+    """What an error body without a message comes to."""
+    if body.lstrip()[:1] == b"{":
+        return f"the provider answered with status {status}"
+    return not_json(body)
+
+
+def fields_or_empty(raw: Raw) -> dict[str, Raw]:
+    """The object's fields; empty for anything else."""
+    try:
+        return fields_of(raw)
+    except UNREADABLE:
+        return {}
+
+
+def text_or_empty(raw: Raw | None) -> str:
+    """The text; empty for anything else."""
+    if raw is None:
+        return ""
+    try:
+        return text_of(raw)
+    except UNREADABLE:
+        return ""

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from msgspec import Raw
-
 from breakwater_gateway.router.retry import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.refused import failure_of
@@ -109,7 +107,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     """An error answer as one of the closed union: the exception's name first, then status and sentence."""
     message, named, code = _read(body)
     name = headers.get(ERROR_TYPE, "").partition(":")[0].strip() or named or code
-    return failure(status, name, message or _unsaid(status, body), parse_retry_after(headers, now))
+    return failure(status, name, message or o.unsaid(status, body), parse_retry_after(headers, now))
 
 
 def from_frame(name: str, payload: bytes) -> f.Failure:
@@ -152,28 +150,10 @@ def _read(body: bytes) -> tuple[str, str, str]:
         return "", "", ""
     if "Output" in given:
         # What the front end of AWS says of a path that it does not know, under HTTP 200.
-        given = _fields(given["Output"]) or given
-    message = _text(given.get("message")) or _text(given.get("Message"))
-    return message, _text(given.get("__type")).rpartition("#")[2], _text(given.get("code"))
-
-
-def _unsaid(status: int, body: bytes) -> str:
-    if body.lstrip()[:1] == b"{":
-        return f"the provider answered with status {status}"
-    return o.not_json(body)
-
-
-def _fields(raw: Raw) -> dict[str, Raw]:
-    try:
-        return o.fields_of(raw)
-    except o.UNREADABLE:
-        return {}
-
-
-def _text(raw: Raw | None) -> str:
-    if raw is None:
-        return ""
-    try:
-        return o.text_of(raw)
-    except o.UNREADABLE:
-        return ""
+        given = o.fields_or_empty(given["Output"]) or given
+    message = o.text_or_empty(given.get("message")) or o.text_or_empty(given.get("Message"))
+    return (
+        message,
+        o.text_or_empty(given.get("__type")).rpartition("#")[2],
+        o.text_or_empty(given.get("code")),
+    )

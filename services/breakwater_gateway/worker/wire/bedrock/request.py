@@ -148,9 +148,6 @@ def _service_tier(given: o.Fields) -> str:
     return name or ""
 
 
-_OUTPUT_PATH: Final = ("outputConfig", "textFormat", "structure", "jsonSchema")
-
-
 def _format(given: o.Fields) -> n.OutputFormat | None:
     """`outputConfig`, where it says no more than a JSON schema; its `schema` is a string of JSON."""
     whole = given.left.get("outputConfig")

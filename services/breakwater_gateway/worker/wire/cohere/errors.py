@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from msgspec import Raw
-
 from breakwater_gateway.router.retry import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.refused import failure_of
@@ -61,7 +59,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     return failure(
         status,
         code,
-        message or (_unsaid(status, body)),
+        message or (o.unsaid(status, body)),
         parse_retry_after(headers, now) if status in {429, 503} or status >= 500 else None,
     )
 
@@ -93,20 +91,9 @@ def read(body: bytes) -> tuple[str, str]:
         given = o.fields_of(body)
     except o.UNREADABLE:
         return "", ""
-    message = _text(given.get("message")) or _text(given.get("error")) or _text(given.get("data"))
-    return message, _text(given.get("error_type"))
-
-
-def _unsaid(status: int, body: bytes) -> str:
-    if body.lstrip()[:1] == b"{":
-        return f"the provider answered with status {status}"
-    return o.not_json(body)
-
-
-def _text(raw: Raw | None) -> str:
-    if raw is None:
-        return ""
-    try:
-        return o.text_of(raw)
-    except o.UNREADABLE:
-        return ""
+    message = (
+        o.text_or_empty(given.get("message"))
+        or o.text_or_empty(given.get("error"))
+        or o.text_or_empty(given.get("data"))
+    )
+    return message, o.text_or_empty(given.get("error_type"))

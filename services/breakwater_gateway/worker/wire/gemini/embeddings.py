@@ -87,9 +87,6 @@ def _texts(content: g.Taken) -> tuple[str, bool]:
     return "\n".join(texts), len(texts) == len(parts) == 1 and not content.given
 
 
-_PREDICT: Final = frozenset({"content", "taskType"})
-
-
 def _decode_predict(given: g.Taken, model: str) -> n.Embeddings:
     if not model:
         raise BadRequest("The model is missing: it is named in the URL.", "model")

@@ -57,7 +57,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     """An error answer as one of the closed union: status first, then the sentence."""
     message, code = _read(body)
     chosen = _choose(status, message)
-    said = (message or _unsaid(status, body))[:TEXT_MAX]
+    said = (message or o.unsaid(status, body))[:TEXT_MAX]
     code = code[:200]
     wait = parse_retry_after(headers, now) if status in {429, 503} or status >= 500 else None
     return failure_of(chosen, said, status, code, wait=wait)
@@ -83,33 +83,13 @@ def _choose(status: int, message: str) -> _Kind:
 
 def _read(body: bytes) -> tuple[str, str]:
     """Message and type: `error` is a string, or OpenAI's object on the compatible paths."""
-    given = _fields(Raw(body))
+    given = o.fields_or_empty(Raw(body))
     error = given.get("error")
     if error is None:
-        return _text(given.get("message")), ""
+        return o.text_or_empty(given.get("message")), ""
     if o.is_text(error):
-        return _text(error), ""
-    inner = _fields(error)
-    return _text(inner.get("message")), _text(inner.get("code")) or _text(inner.get("type"))
-
-
-def _unsaid(status: int, body: bytes) -> str:
-    if body.lstrip()[:1] == b"{":
-        return f"the provider answered with status {status}"
-    return o.not_json(body)
-
-
-def _fields(raw: Raw) -> dict[str, Raw]:
-    try:
-        return o.fields_of(raw)
-    except o.UNREADABLE:
-        return {}
-
-
-def _text(raw: Raw | None) -> str:
-    if raw is None:
-        return ""
-    try:
-        return o.text_of(raw)
-    except o.UNREADABLE:
-        return ""
+        return o.text_or_empty(error), ""
+    inner = o.fields_or_empty(error)
+    return o.text_or_empty(inner.get("message")), o.text_or_empty(
+        inner.get("code")
+    ) or o.text_or_empty(inner.get("type"))
