@@ -1,7 +1,7 @@
 """The price table of the worker: `uv run --with genai-prices python -m ops.prices [--check]`.
 
 Reads the data of `genai-prices` (MIT, by Pydantic Services Inc. and contributors) and writes it as one
-table that `worker/prices.py` decodes without importing that package: token prices only, as integers of
+table that `pricing/prices.py` decodes without importing that package: token prices only, as integers of
 pico-USD per token, with their dates, prompt-length bands and service tiers. The result depends on the
 package's version alone; `generated` moves only when something else did. `--check` writes nothing and
 fails when the table is not what the installed version gives.
@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import msgspec
 
-from breakwater_gateway.worker.cost import RATE_MAX, Rates
-from breakwater_gateway.worker.prices import FORMAT
+from breakwater_gateway.pricing.cost import RATE_MAX, Rates
+from breakwater_gateway.pricing.prices import FORMAT
 
 DATA: Final = (
-    Path(__file__).resolve().parents[1] / "services" / "breakwater_gateway" / "worker" / "data"
+    Path(__file__).resolve().parents[1] / "services" / "breakwater_gateway" / "pricing" / "data"
 )
 TABLE: Final = DATA / "prices.json"
 NOTICE: Final = DATA / "prices.LICENSE.txt"
@@ -78,7 +78,7 @@ def pico(usd: Decimal, *, scale: int, at_most: int, where: str) -> int:
 
 
 def clause(found: Foreign) -> str | Plain:
-    """One match clause as `worker/prices.py` reads it: text for equality, else [sign, operand]."""
+    """One match clause as `pricing/prices.py` reads it: text for equality, else [sign, operand]."""
     if hasattr(found, "equals"):
         return str(found.equals).lower()
     for name, sign in (("starts_with", "^"), ("ends_with", "$"), ("contains", "*")):

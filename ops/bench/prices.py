@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from breakwater_gateway.config.model import Price
-from breakwater_gateway.worker.cost import cost_nano_usd, of_config, worst_case_nano_usd
-from breakwater_gateway.worker.prices import shipped
-from breakwater_gateway.worker.tokens import Estimator, measure, tokenizer
+from breakwater_gateway.pricing.cost import cost_nano_usd, of_config, worst_case_nano_usd
+from breakwater_gateway.pricing.prices import shipped
+from breakwater_gateway.pricing.tokens import Estimator, measure, tokenizer
 from breakwater_protocol.chat import Usage
 
 NOW: Final = 1_795_000_000.0

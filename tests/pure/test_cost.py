@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakwater_gateway.config.model import Price
-from breakwater_gateway.worker.cost import (
+from breakwater_gateway.pricing.cost import (
     RATE_MAX,
     Band,
     ModelPrice,

@@ -10,8 +10,8 @@ import pytest
 from ops.prices import SIZE_MAX, BadSource, clause, pico, table
 
 from breakwater_gateway.config.catalogue import CATALOGUE
-from breakwater_gateway.worker.cost import Band, ModelPrice, Rates
-from breakwater_gateway.worker.prices import CACHED_MAX, BadTable, Prices, shipped
+from breakwater_gateway.pricing.cost import Band, ModelPrice, Rates
+from breakwater_gateway.pricing.prices import CACHED_MAX, BadTable, Prices, shipped
 
 SHIPPED = files("breakwater_gateway.worker").joinpath("data", "prices.json").read_bytes()
 

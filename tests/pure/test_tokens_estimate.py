@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakwater_gateway.worker.tokens import (
+from breakwater_gateway.pricing.tokens import (
     AUDIO_LEAST,
     CONTEXT_MAX,
     DOCUMENT_LEAST,

@@ -20,6 +20,8 @@ from msgspec import Struct
 from breakwater_gateway import __version__
 from breakwater_gateway.config.model import Config, Deployment
 from breakwater_gateway.config.provider import quirks_for
+from breakwater_gateway.pricing.cost import ModelPrice, cost_nano_usd, of_config
+from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge, Subscription
@@ -28,7 +30,6 @@ from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_gateway.worker import keys
 from breakwater_gateway.worker.attempt import AttemptClock
-from breakwater_gateway.worker.cost import ModelPrice, cost_nano_usd, of_config
 from breakwater_gateway.worker.endpoint import (
     Endpoint,
     endpoint,
@@ -46,7 +47,6 @@ from breakwater_gateway.worker.http_client import (
     PoolTimeout,
     Prepared,
 )
-from breakwater_gateway.worker.prices import shipped
 from breakwater_gateway.worker.wire.bedrock import sigv4
 from breakwater_gateway.worker.wire.dialects import provider_dialect
 from breakwater_protocol import cloudevents

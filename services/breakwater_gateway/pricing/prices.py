@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from breakwater_gateway.worker.cost import ModelPrice, Rates
+from breakwater_gateway.pricing.cost import ModelPrice, Rates
 
 FORMAT: Final = 1
 CACHED_MAX: Final = 4_096
@@ -311,4 +311,4 @@ def _resolve(provider: str, model: str) -> tuple[str, list[str]]:
 @cache
 def shipped() -> Prices:
     """The table of this distribution, read at the first call. Raises `BadTable`."""
-    return Prices(files("breakwater_gateway.worker").joinpath("data", "prices.json").read_bytes())
+    return Prices(files("breakwater_gateway.pricing").joinpath("data", "prices.json").read_bytes())
