@@ -1,4 +1,4 @@
-"""The price table of the worker: `uv run --with genai-prices python -m ops.prices [--check]`.
+"""The price table of the package: `uv run --with genai-prices python -m ops.prices [--check]`.
 
 Reads the data of `genai-prices` (MIT, by Pydantic Services Inc. and contributors) and writes it as one
 table that `pricing/prices.py` decodes without importing that package: token prices only, as integers of
@@ -272,7 +272,7 @@ def _installed() -> tuple[list[Foreign], str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the worker's price table.")
+    parser = argparse.ArgumentParser(description="Write the price table.")
     parser.add_argument(
         "--check", action="store_true", help="change nothing; fail when it is stale"
     )

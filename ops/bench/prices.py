@@ -23,14 +23,14 @@ NOW: Final = 1_795_000_000.0
 CALLS: Final = 20_000
 _TABLE: Final = """
 import json, time, tracemalloc
-from breakwater_gateway.worker import prices
+from breakwater_gateway.pricing import prices
 start = time.perf_counter(); table = prices.shipped(); load = time.perf_counter() - start
 start = time.perf_counter(); table.price_of("openai", "gpt-4o", 0.0); one = time.perf_counter() - start
 start = time.perf_counter(); table.price_of("openrouter", "no-such", 0.0)
 most = time.perf_counter() - start
 start = time.perf_counter(); table.price_of("openrouter", "nor-this", 0.0)
 miss = time.perf_counter() - start
-tracemalloc.start(); whole = prices.Prices(prices.files("breakwater_gateway.worker").joinpath(
+tracemalloc.start(); whole = prices.Prices(prices.files("breakwater_gateway.pricing").joinpath(
     "data", "prices.json").read_bytes())
 for each in list(whole._providers): whole.entry(each, "no-such")
 print(json.dumps({"load": load, "one": one, "most": most, "miss": miss,

@@ -13,7 +13,7 @@ from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.pricing.cost import Band, ModelPrice, Rates
 from breakwater_gateway.pricing.prices import CACHED_MAX, BadTable, Prices, shipped
 
-SHIPPED = files("breakwater_gateway.worker").joinpath("data", "prices.json").read_bytes()
+SHIPPED = files("breakwater_gateway.pricing").joinpath("data", "prices.json").read_bytes()
 
 
 def at(day: str) -> float:
@@ -85,7 +85,7 @@ def test_the_shipped_table_is_small_whole_and_within_bounds() -> None:
 
 
 def test_the_notice_of_its_source_is_beside_it() -> None:
-    notice = files("breakwater_gateway.worker").joinpath("data", "prices.LICENSE.txt").read_text()
+    notice = files("breakwater_gateway.pricing").joinpath("data", "prices.LICENSE.txt").read_text()
     assert "MIT License" in notice
     assert shipped().source in notice
 
