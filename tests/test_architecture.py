@@ -31,6 +31,7 @@ MAY_TALK: Final = {
     "*/actor.py": "an actor's shell",
     "*/__main__.py": "a process's entry",
     f"{PROTOCOL}/client.py": "the client's shell; what it decides on is in answers.py",
+    f"{GATEWAY}/router/desks/*": "the router's shells: each deals with one other party",
     f"{GATEWAY}/runtime/*": "the seams themselves: bus, clock, supervisor, HTTP server, logs",
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",

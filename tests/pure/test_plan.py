@@ -35,14 +35,14 @@ def test_the_first_candidate_is_called_first() -> None:
 def test_another_target_is_tried_at_once_after_a_server_error() -> None:
     p = plan()
     p.next((A, B), (), now=0)
-    p.failed(f.ServerError(), now=1, draw=0.5)
+    p.failed(A, f.ServerError(), now=1, draw=0.5)
     assert dispatched(p.next((A, B), (), now=1)) == ("b", 2)
 
 
 def test_the_same_target_is_waited_for_when_nothing_else_is_left() -> None:
     p = plan()
     p.next((A,), (), now=0)
-    p.failed(f.ServerError(), now=1, draw=0.5)
+    p.failed(A, f.ServerError(), now=1, draw=0.5)
     step = p.next((A,), (), now=1)
     assert step == Wait(1 + 0.5 * 0.25, "backoff")
     again = p.next((A,), (), now=step.until)
@@ -54,7 +54,7 @@ def test_the_same_target_is_waited_for_when_nothing_else_is_left() -> None:
 def test_a_rate_limit_waits_as_long_as_the_provider_asked() -> None:
     p = plan()
     p.next((A,), (), now=0)
-    p.failed(f.RateLimited(retry_after_s=2.0), now=0, draw=0.0)
+    p.failed(A, f.RateLimited(retry_after_s=2.0), now=0, draw=0.0)
     assert p.next((A,), (), now=0) == Wait(2.0, "backoff")
 
 
@@ -62,7 +62,7 @@ def test_a_wait_beyond_the_deadline_is_not_waited() -> None:
     p = plan(deadline=5)
     p.next((A,), (), now=0)
     failure = f.RateLimited(retry_after_s=20.0)
-    p.failed(failure, now=0, draw=0.0)
+    p.failed(A, failure, now=0, draw=0.0)
     assert p.next((A,), (), now=0) == GiveUp(failure)
 
 
@@ -70,15 +70,16 @@ def test_the_callers_own_fault_ends_the_plan() -> None:
     p = plan()
     p.next((A, B), (), now=0)
     failure = f.InvalidRequest("no")
-    p.failed(failure, now=0, draw=0)
+    p.failed(A, failure, now=0, draw=0)
     assert p.next((A, B), (), now=0) == GiveUp(failure)
 
 
 def test_the_envelope_of_attempts_holds_whatever_is_left() -> None:
     p = plan(attempts=2)
     for _ in range(2):
-        p.next((A, B, C), (), now=0)
-        p.failed(f.ServerError("x"), now=0, draw=0)
+        step = p.next((A, B, C), (), now=0)
+        assert isinstance(step, Dispatch)
+        p.failed(step.candidate, f.ServerError("x"), now=0, draw=0)
     assert p.next((A, B, C), (), now=0) == GiveUp(f.ServerError("x"))
 
 
@@ -86,20 +87,20 @@ def test_a_refused_key_turns_to_the_next_key_of_the_pool_at_once() -> None:
     p = plan()
     pooled = Candidate("a", "a", keys=2)
     first = p.next((pooled,), (), now=0)
-    p.failed(f.KeyRejected(), now=0, draw=0)
+    p.failed(pooled, f.KeyRejected(), now=0, draw=0)
     second = p.next((pooled,), (), now=0)
     assert isinstance(first, Dispatch)
     assert isinstance(second, Dispatch)
     assert (first.key, second.key) == (0, 1)
     assert not second.repeat
-    p.failed(f.KeyRejected("b"), now=0, draw=0)
+    p.failed(pooled, f.KeyRejected("b"), now=0, draw=0)
     assert p.next((pooled,), (), now=0) == GiveUp(f.KeyRejected("b"))
 
 
 def test_a_full_worker_costs_no_attempt() -> None:
     p = plan(attempts=1)
     p.next((A,), (), now=0)
-    p.turned_away()
+    p.turned_away(A)
     assert dispatched(p.next((A,), (), now=0)) == ("a", 1)
 
 
@@ -107,7 +108,7 @@ def test_being_turned_away_for_ever_is_an_overload() -> None:
     p = plan()
     for _ in range(BUSY_TRIES_MAX + 1):
         assert isinstance(p.next((A,), (), now=0), Dispatch)
-        p.turned_away()
+        p.turned_away(A)
     step = p.next((A,), (), now=0)
     assert isinstance(step, GiveUp)
     assert isinstance(step.failure, f.Overloaded)
@@ -116,7 +117,7 @@ def test_being_turned_away_for_ever_is_an_overload() -> None:
 def test_a_lost_worker_costs_an_attempt_and_the_target_is_tried_through_another() -> None:
     p = plan(attempts=2)
     p.next((A,), (), now=0)
-    p.failed(f.WorkerLost("gone"), now=0, draw=0)
+    p.failed(A, f.WorkerLost("gone"), now=0, draw=0)
     assert dispatched(p.next((A,), (), now=0)) == ("a", 2)
 
 
@@ -225,9 +226,9 @@ def test_every_plan_ends_within_its_envelope(
                 if failure is None:
                     calls -= 1
                     called.pop()
-                    p.turned_away()
+                    p.turned_away(candidate)
                 else:
-                    p.failed(failure, now=now, draw=draw)
+                    p.failed(candidate, failure, now=now, draw=draw)
     else:
         raise AssertionError("the plan did not end")
     assert calls <= attempts

@@ -22,29 +22,42 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+class Call:
+    """One attempt in a worker's hands."""
+
+    __slots__ = ("request", "started", "step", "worker")
+
+    def __init__(self, request: str, step: Dispatch, worker: str) -> None:
+        self.request = request
+        self.step = step
+        self.worker = worker
+        self.started = False
+        """A byte of the answer may have reached the caller."""
+
+
 class Life:
     __slots__ = (
         "api",
         "asked",
         "began",
         "body",
+        "call",
+        "calls",
         "claiming",
         "decisions",
-        "dispatch",
         "first_token_s",
         "inbox",
         "model",
         "native_headers",
         "options",
+        "over",
         "plan",
         "provider_ms",
         "reply",
         "request_id",
-        "started",
         "stream",
         "tenant",
         "timer",
-        "worker",
     )
 
     def __init__(
@@ -78,11 +91,12 @@ class Life:
         )
         self.inbox: Inbox | None = None
         self.timer: Timer | None = None
-        self.dispatch: Dispatch | None = None
-        self.worker = ""
-        """Who has the attempt in hand."""
-        self.started = False
-        """A byte of the answer may have reached the caller."""
+        self.calls: list[Call] = []
+        """Attempts in workers' hands: one, or two while a hedge runs."""
+        self.call: Call | None = None
+        """The one handed out last, also when it is over."""
+        self.over = False
+        """The caller has its terminal answer."""
         self.claiming = False
         """The half-open probe was won by this request, and waits for its dispatch."""
         self.provider_ms = 0.0
@@ -92,7 +106,25 @@ class Life:
     @property
     def deployment(self) -> str:
         """The one called last; empty before the first."""
-        return "" if self.dispatch is None else self.dispatch.candidate.deployment
+        return "" if self.call is None else self.call.step.candidate.deployment
+
+    def hold(self, call: Call) -> None:
+        self.call = call
+        self.calls.append(call)
+
+    def held(self, attempt: int, worker: str) -> Call | None:
+        """The call of that attempt, if it is still in that worker's hands."""
+        for call in self.calls:
+            if call.step.attempt == attempt and call.worker == worker:
+                return call
+        return None
+
+    def let_go(self, call: Call) -> bool:
+        """False when it was not held any more."""
+        if call not in self.calls:
+            return False
+        self.calls.remove(call)
+        return True
 
     def note(
         self,
@@ -109,8 +141,9 @@ class Life:
             at_ms = (now - self.began) * 1000
             self.decisions.append(Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms))
 
-    def work(self, step: Dispatch, deployment: Deployment, *, now: float) -> Work:
+    def work(self, call: Call, deployment: Deployment, *, now: float) -> Work:
         """The attempt as the worker is told of it; times are what is left."""
+        step = call.step
         left_s = self.plan.deadline - now
         timeouts, options, asked = self.model.timeouts, self.options, self.asked
         options_of_stream = asked.stream_options if isinstance(asked, ChatRequest) else None
@@ -153,7 +186,7 @@ class Life:
             h.CACHE: "bypass",
             h.ATTEMPTS: str(self.plan.attempts),
         }
-        if self.dispatch is not None:
+        if self.call is not None:
             facts[h.DEPLOYMENT] = self.deployment
         return facts
 

@@ -107,7 +107,6 @@ class Plan:
         """Calls dispatched so far."""
         self.last: f.Failure | None = None
         self._tried: dict[str, _Tried] = {}
-        self._current: Candidate | None = None
         self._lost_claims: set[tuple[str, int]] = set()
         self._won: tuple[str, int] | None = None
         self._turned_away = 0
@@ -122,17 +121,17 @@ class Plan:
         else:
             self._lost_claims.add(place)
 
-    def turned_away(self) -> None:
+    def turned_away(self, candidate: Candidate) -> None:
         """The dispatched call was never made: the worker was full or gone before it began."""
-        tried = self._current_tried()
+        tried = self._tried_of(candidate)
         self._turned_away += 1
         self.attempts -= 1
         tried.tries -= 1
         tried.at_once = True
 
-    def failed(self, failure: f.Failure, *, now: float, draw: float) -> None:
+    def failed(self, candidate: Candidate, failure: f.Failure, *, now: float, draw: float) -> None:
         """The dispatched call failed with nothing sent to the caller. `draw` is uniform in [0, 1)."""
-        tried = self._current_tried()
+        tried = self._tried_of(candidate)
         self.last = failure
         match disposition(failure):
             case (
@@ -154,10 +153,11 @@ class Plan:
             case Disposition.pause_target | Disposition.next_target_now | Disposition.wait_same:
                 tried.not_before = now + delay_s(failure, tried.tries, self._policy, draw)
 
-    def _current_tried(self) -> _Tried:
-        if self._current is None:
-            raise ValueError("nothing was dispatched")
-        return self._tried[self._current.deployment]
+    def _tried_of(self, candidate: Candidate) -> _Tried:
+        tried = self._tried.get(candidate.deployment)
+        if tried is None:
+            raise ValueError(f"{candidate.deployment} was not dispatched")
+        return tried
 
     # ------------------------------------------------------------ what to do
 
@@ -193,7 +193,6 @@ class Plan:
         repeat = tried.tries > 0 and not tried.at_once
         tried.at_once = False
         tried.tries += 1
-        self._current = candidate
         self.attempts += 1
         key = (self._first_key + tried.next_key) % max(1, candidate.keys)
         return Dispatch(candidate, key, self.attempts, repeat)

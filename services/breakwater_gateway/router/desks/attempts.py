@@ -1,0 +1,361 @@
+"""The router's desk for attempts: asks the plan, hands calls to workers, hears how they went.
+
+Message-driven: a worker's reply, a lost worker or a timer comes in, the pure plan says what to do next, and
+this does it. The answer itself goes from the worker straight to the caller. Two things leave the desk:
+`ended`, when the caller has its answer, and `gave_up`, when the plan knows nothing more to try.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from breakwater_gateway.router.life import Call, Life
+from breakwater_gateway.router.plan import (
+    Candidate,
+    Claim,
+    Dispatch,
+    GiveUp,
+    Skipped,
+    Wait,
+)
+from breakwater_gateway.router.retry import RetryBudget
+from breakwater_gateway.router.targets import Targets
+from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.bus import BusError, Inbox, Message, MessageTooLarge
+from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.commands import Cancel, Finished, ProbeClaim, Started, WorkReply
+
+_PING_S: Final = 0.25
+"""How often workers that hold our work are asked whether they are there."""
+_PING_MISSES_MAX: Final = 6
+"""Pings without any reply before a worker counts as lost: a silent partition."""
+_GRACE_S: Final = 0.5
+"""How long after the deadline the worker's own timers may take to end the attempt."""
+_PROBE_EXTRA_S: Final = 5.0
+_BUSY_S: Final = 0.02
+"""Before another worker is chosen, so that a fleet that is full is not asked in a circle."""
+
+_replies = msgspec.json.Decoder(WorkReply)
+
+
+class Ended(Protocol):
+    """The caller has its terminal answer: the worker's (`reply`), or one that was sent already."""
+
+    def __call__(
+        self,
+        life: Life,
+        reply: Finished | None,
+        /,
+        *,
+        failure: f.Failure | None = None,
+        partial: str = "",
+    ) -> None: ...
+
+
+class Attempts:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        targets: Targets,
+        tasks: TaskSet,
+        ended: Ended,
+        gave_up: Callable[[Life, f.Failure], None],
+    ) -> None:
+        self.context = context
+        self._targets = targets
+        self._tasks = tasks
+        self._ended = ended
+        self._gave_up = gave_up
+        self._holding: dict[str, set[Call]] = {}
+        """Calls in each worker's hands."""
+        self._missed: dict[str, int] = {}
+        self._pings: dict[str, Inbox] = {}
+
+    def begin(self, life: Life) -> None:
+        """The request may call providers from now on."""
+        life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
+        self.advance(life)
+
+    def leave(self, life: Life) -> None:
+        """The request is over: nothing of it is held, timed or listened for any more."""
+        life.over = True
+        for call in list(life.calls):
+            self._release(life, call)
+        if life.timer is not None:
+            life.timer.cancel()
+            life.timer = None
+        if life.inbox is not None:
+            life.inbox.close()
+
+    def stop(self) -> None:
+        for inbox in self._pings.values():
+            inbox.close()
+
+    # ------------------------------------------------------------ the plan
+
+    def advance(self, life: Life) -> None:
+        """Ask the plan and do what it says, until something has to be waited for."""
+        clock = self.context.clock
+        while not life.over:
+            now = clock.now()
+            candidates, skipped = self._choices(life, now)
+            step = life.plan.next(candidates, skipped, now=now)
+            match step:
+                case Dispatch():
+                    if step.repeat and not self._budget(life, step).take(now):
+                        life.note("answer", now=now, reason="retry_budget")
+                        self._gave_up(life, life.plan.last or f.NoDeployment())
+                        return
+                    if self._dispatch(life, step, now):
+                        return
+                case Claim(candidate):
+                    self._claim(life, candidate)
+                    return
+                case Wait(until, reason):
+                    wait_ms = max(0.0, until - now) * 1000
+                    life.note("wait", now=now, reason=reason, wait_ms=wait_ms)
+                    life.provider_ms += wait_ms
+                    self._set_timer(life, until, partial(self.advance, life))
+                    return
+                case GiveUp(failure):
+                    self._gave_up(life, failure)
+                    return
+
+    def _choices(self, life: Life, now: float) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
+        targets, model, clock = self._targets, life.model, self.context.clock
+        wall = clock.wall()
+        if not life.decisions:
+            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw)
+            if first is not None:
+                return (first,), ()
+        claiming, life.claiming = life.claiming, False
+        return targets.order(model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming)
+
+    def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
+        return self._targets.budget(step.candidate.target, life.model.retry.budget)
+
+    def _dispatch(self, life: Life, step: Dispatch, now: float) -> bool:
+        """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
+        clock, target = self.context.clock, step.candidate.target
+        deployment = self._targets.deployment(life.model, step.candidate.deployment)
+        worker = self._targets.loads.choose_worker(deployment.pool, clock.draw(), now=now)
+        if worker is None:
+            life.plan.turned_away(step.candidate)
+            return False
+        if not step.repeat:
+            self._budget(life, step).request(now)
+        call = Call(life.request_id, step, worker)
+        work = life.work(call, deployment, now=now)
+        life.note(
+            "dispatch",
+            now=now,
+            deployment=deployment.id,
+            worker=worker,
+            epoch=step.candidate.epoch,
+            reason="probe" if step.candidate.probe else life.model.strategy,
+        )
+        life.hold(call)
+        self._holding.setdefault(worker, set()).add(call)
+        self._targets.loads.dispatched(worker, target, life.request_id)
+        reply = life.inbox.subject if life.inbox is not None else ""
+        subjects = self.context.subjects
+        try:
+            self.context.bus.publish(
+                subjects.work.at(worker), subjects.work.encode(work), reply=reply
+            )
+        except MessageTooLarge as error:
+            self._release(life, call)
+            self._gave_up(life, f.PayloadTooLarge(f"{error}: send a smaller body"))
+        except BusError as error:
+            self.context.log.warning("work_not_sent", request=life.request_id, error=repr(error))
+            self._release(life, call)
+            self._gave_up(life, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
+        return True
+
+    def _claim(self, life: Life, candidate: Candidate) -> None:
+        """One probe per epoch in the whole cluster; one claim per epoch of this router."""
+        if self._targets.may_claim(candidate):
+            self._tasks.spawn(self._claim_probe(life, candidate))
+        else:
+            life.plan.claimed(candidate, won=False)
+            self._set_timer(life, self.context.clock.now(), partial(self.advance, life))
+
+    async def _claim_probe(self, life: Life, candidate: Candidate) -> None:
+        subject = self.context.subjects.probe
+        won = False
+        try:
+            won = await self.context.bus.claim(
+                subject.at(candidate.target, str(candidate.epoch)),
+                subject.encode(ProbeClaim(self.context.id)),
+                ttl_s=life.first_token_s + _PROBE_EXTRA_S,
+            )
+        except BusError as error:
+            self.context.log.warning(
+                "probe_not_claimed", target=candidate.target, error=repr(error)
+            )
+        if not life.over:
+            life.plan.claimed(candidate, won=won)
+            life.claiming = won
+            self.advance(life)
+
+    # ------------------------------------------------------------ replies
+
+    def _on_reply(self, life: Life, message: Message) -> None:
+        if life.over:
+            return
+        if message.no_responders:
+            # The worker's subject has no listener: it was never asked.
+            call = life.call
+            if call is not None:
+                self._targets.loads.remove(call.worker)
+                self._release(life, call)
+                life.plan.turned_away(call.step.candidate)
+                self.advance(life)
+            return
+        try:
+            reply = _replies.decode(message.data)
+        except msgspec.MsgspecError as error:
+            self.context.log.error("bad_reply", request=life.request_id, error=str(error))
+            return
+        call = life.held(reply.attempt, reply.worker)
+        if call is None:
+            return  # of an attempt already given up
+        if isinstance(reply, Started):
+            call.started = True
+            return
+        self._on_finished(life, call, reply)
+
+    def _on_finished(self, life: Life, call: Call, reply: Finished) -> None:
+        failure = reply.failure
+        life.provider_ms += reply.provider_ms
+        self._release(life, call)
+        if failure is None or reply.answered:
+            self._ended(life, reply)
+            return
+        if isinstance(failure, f.WorkerBusy):
+            now = self.context.clock.now()
+            life.note("skip", now=now, reason="worker_busy")
+            life.plan.turned_away(call.step.candidate)
+            self._set_timer(life, now + _BUSY_S, partial(self.advance, life))
+            return
+        self._failed(life, call, failure)
+
+    def _failed(self, life: Life, call: Call, failure: f.Failure) -> None:
+        candidate, now = call.step.candidate, self.context.clock.now()
+        if isinstance(failure, f.RateLimited):
+            self._targets.pause(candidate.target, f.retry_after_s(failure) or 0.0, now=now)
+        life.note("failed", now=now, deployment=candidate.deployment, reason=f.kind(failure))
+        life.plan.failed(candidate, failure, now=now, draw=self.context.clock.draw())
+        self.advance(life)
+
+    def cancel(self, life: Life, cancel: Cancel) -> None:
+        """The caller is gone. A worker that holds the call heard it too, and tells how far it had come."""
+        if not life.calls:
+            self._ended(life, None, failure=f.Cancelled(cancel.reason))
+
+    def _on_deadline(self, life: Life) -> None:
+        """The worker's own timers should have ended the attempt: it is silent, so we answer."""
+        for call in list(life.calls):
+            self._abandon(call, "deadline")
+            self._lost(life, call, f.TotalTimeout("the deadline of the request passed"))
+
+    def _lost(self, life: Life, call: Call, failure: f.Failure) -> None:
+        """The call's worker will not answer any more."""
+        self._release(life, call)
+        if life.over:
+            return
+        if call.started:
+            kind = f.kind(failure)
+            facts = life.facts("primary")
+            facts.update({h.END: "partial", h.PARTIAL: kind, h.COST_USD: "unknown"})
+            self._publish(life.reply, b"", facts)
+            self._ended(life, None, failure=failure, partial=kind)
+        elif isinstance(failure, f.TotalTimeout):
+            self._gave_up(life, failure)
+        else:
+            self._failed(life, call, failure)
+
+    def _abandon(self, call: Call, reason: str) -> None:
+        """Should the worker live after all, it must stop this attempt."""
+        subject = self.context.subjects.cancel
+        cancel = Cancel(call.request, reason, attempt=call.step.attempt)
+        self._publish(subject.at(call.request), subject.encode(cancel), {})
+
+    # ------------------------------------------------------------ workers that vanish
+
+    async def watch_workers(self, live: dict[str, Life]) -> None:
+        """Ask each worker that holds our work whether it is there: a dead one has no responders.
+
+        Deadlines are looked at here too: the worker's own timers are the exact ones.
+        """
+        while True:
+            await asyncio.sleep(_PING_S)
+            late = self.context.clock.now() - _GRACE_S
+            for life in [x for x in live.values() if x.calls and x.plan.deadline <= late]:
+                self._on_deadline(life)
+            for worker in list(self._holding):
+                missed = self._missed.get(worker, 0)
+                if missed >= _PING_MISSES_MAX:
+                    self._on_worker_lost(worker, live)
+                    continue
+                inbox = self._pings.get(worker)
+                if inbox is None:
+                    inbox = self._pings[worker] = self.context.bus.open_inbox(
+                        partial(self._on_pong, worker, live)
+                    )
+                self._missed[worker] = missed + 1
+                self._publish(self.context.subjects.ping.at(worker), b"", {}, inbox.subject)
+            for worker in [w for w in self._pings if w not in self._holding]:
+                self._pings.pop(worker).close()
+                self._missed.pop(worker, None)
+
+    def _on_pong(self, worker: str, live: dict[str, Life], message: Message) -> None:
+        if message.no_responders:
+            self._on_worker_lost(worker, live)
+        else:
+            self._missed[worker] = 0
+
+    def _on_worker_lost(self, worker: str, live: dict[str, Life]) -> None:
+        held = self._holding.pop(worker, set())
+        self._missed.pop(worker, None)
+        self._targets.loads.remove(worker)
+        if held:
+            self.context.log.warning("worker_lost", worker=worker, requests=len(held))
+        for call in held:
+            life = live.get(call.request)
+            if life is not None and call in life.calls:
+                self._abandon(call, "worker_lost")
+                self._lost(life, call, f.WorkerLost("the worker that held the request is gone"))
+
+    def _release(self, life: Life, call: Call) -> None:
+        """The call is out of its worker's hands."""
+        if not life.let_go(call):
+            return
+        if life.timer is not None:
+            life.timer.cancel()
+            life.timer = None
+        held = self._holding.get(call.worker)
+        if held is not None:
+            held.discard(call)
+            if not held:
+                del self._holding[call.worker]
+        self._targets.loads.finished(call.worker, call.step.candidate.target, life.request_id)
+
+    # ------------------------------------------------------------ small things
+
+    def _set_timer(self, life: Life, when: float, callback: "partial[None]") -> None:
+        if life.timer is not None:
+            life.timer.cancel()
+        life.timer = self.context.clock.call_at(when, callback)
+
+    def _publish(self, subject: str, data: bytes, headers: dict[str, str], reply: str = "") -> None:
+        try:
+            self.context.bus.publish(subject, data, headers=headers, reply=reply)
+        except BusError as error:
+            self.context.log.warning("not_sent", subject=subject[:200], error=repr(error))
