@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
-from breakwater_protocol import answers, chat, commands, events
+from breakwater_protocol import answers, cache, chat, commands, events
 from breakwater_protocol import headers as h
 from breakwater_protocol.cloudevents import SPECVERSION, TYPES
 from breakwater_protocol.subjects import Subject, Subjects
@@ -77,6 +77,11 @@ _PARAMETERS: Final[Mapping[str, Json]] = {
     "kind": {"description": f"What the alert is about. {_CODED}", "examples": ["auth"]},
     "revision": {"description": "Of the configuration: a decimal number."},
     "group": {"description": f"Of processes that serve behind one port. {_CODED}"},
+    "shard": {"description": "Of the semantic cache: a decimal number; the partition tells which."},
+    "verdict": {
+        "description": "What changed.",
+        "examples": ["false_hit", "stale", "purged"],
+    },
     "epoch": {"description": "Of the target's breaker: a decimal number."},
 }
 
@@ -125,6 +130,7 @@ _ANSWERED: Final[Mapping[str, tuple[Json, str]]] = {
         "The caches' verdict.",
     ),
     h.SIMILARITY: (_DECIMAL, "Of a semantic hit."),
+    h.CACHE_ID: (_TEXT, "Of this serving of a cached answer: what feedback names."),
     h.ATTEMPTS: (_NUMBER, "Provider calls made for this request."),
     h.COST_USD: (_TEXT, "Decimal US dollars, or `unknown` for a model without a price."),
     h.OVERHEAD_MS: (_DECIMAL, "Milliseconds that were the gateway's own."),
@@ -223,6 +229,10 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
         {},
         content_type="application/msgpack",
     ),
+    "LookupReply": _Reply("An answer to serve, or why there is none.", cache.LookupReply),
+    "FeedbackReply": _Reply("Whether the verdict counts.", cache.FeedbackReply),
+    "ShardStats": _Reply("What the shard holds and did.", cache.ShardStats),
+    "PurgeReply": _Reply("How many entries are gone.", cache.PurgeReply),
     "Pong": _Reply("The worker is there: an empty body.", None),
 }
 
@@ -275,10 +285,16 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "work": _Talk(("router",), ("worker",), ("WorkReply",)),
     "ping": _Talk(("router",), ("worker",), ("Pong",)),
     "cancel": _Talk(("client", "edge"), ("router", "worker")),
+    "cache_lookup": _Talk(("router",), ("cache",), ("LookupReply",)),
+    "cache_store": _Talk(("router",), ("cache",)),
+    "cache_feedback": _Talk(("router", "edge"), ("cache",), ("FeedbackReply",)),
+    "cache_stats": _Talk(("client",), ("cache",), ("ShardStats",)),
+    "cache_purge": _Talk(("client",), ("cache",), ("PurgeReply",)),
     "heartbeat": _Talk(("actor",), _EVERYBODY),
     "health": _Talk(("health",), _EVERYBODY, headers="EventHeaders"),
     "attempt": _Talk(("worker",), _EVERYBODY, headers="EventHeaders"),
     "request": _Talk(("router",), _EVERYBODY, headers="EventHeaders"),
+    "cache": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "alert": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "config": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "metrics": _Talk(("edge",), ("actor",), ("Metrics",)),
@@ -289,11 +305,18 @@ _ROLES: Final[Mapping[str, str]] = {
     "edge": "Turns HTTP into the requests that any client may send.",
     "router": "Plans each request and its attempts.",
     "worker": "Calls the providers.",
+    "cache": "Owns shards of the semantic cache.",
     "health": "Owns the breakers.",
     "actor": "Any actor.",
     "subscriber": "Anything that listens, actors included.",
     "stream": "A JetStream stream that takes one message a subject.",
 }
+
+_UNIONS: Final[Mapping[str, object]] = {
+    "WorkReply": commands.WorkReply,
+    "LookupReply": cache.LookupReply,
+}
+"""Unions of structs, which have no name of their own."""
 
 _OPEN_MODULES: Final = (chat, answers)
 """Shapes of provider APIs: we name what we read, and whatever else is there travels on."""
@@ -433,8 +456,9 @@ class _Schemas:
     def _name(kind: object) -> str:
         if isinstance(kind, type):
             return kind.__name__
-        if kind == commands.WorkReply:
-            return "WorkReply"
+        for name, union in _UNIONS.items():
+            if kind == union:
+                return name
         raise LookupError(f"this union has no name for its schema: {kind}")
 
 

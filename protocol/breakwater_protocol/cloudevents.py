@@ -15,6 +15,7 @@ from breakwater_protocol.events import (
     Alert,
     AttemptFinished,
     BreakerChanged,
+    CacheChanged,
     ConfigChanged,
     RequestFinished,
 )
@@ -26,6 +27,7 @@ TYPES: Final[dict[type[Struct], str]] = {
     AttemptFinished: "breakwater.attempt.finished",
     RequestFinished: "breakwater.request.finished",
     Alert: "breakwater.alert.raised",
+    CacheChanged: "breakwater.cache.changed",
     ConfigChanged: "breakwater.config.changed",
 }
 """`ce-type` of every event."""

@@ -127,6 +127,33 @@ class Alert(Struct, frozen=True, omit_defaults=True):
     model: str = ""
 
 
+class CacheChanged(Struct, frozen=True, omit_defaults=True):
+    """Something in the cache that everybody has to know. `verdict` in the subject:
+
+    `false_hit`: a caller said that a hit was wrong; `stale`: that it was out of date; `good`: that it was
+    right; `purged`: entries are gone; `label`: a fresh answer showed whether a would-be hit was right;
+    `threshold`: another threshold is in force. Whoever keeps answers forgets those that `digest` and
+    `query` name when the verdict is `false_hit`, `stale` or `purged`.
+    """
+
+    verdict: str
+    at: float
+    source: str
+    tenant: str = ""
+    model: str = ""
+    partition: str = ""
+    id: str = ""
+    """Of the hit, as in `breakwater-cache-id`."""
+    digest: str = ""
+    """Key of the answer."""
+    query: str = ""
+    """Key of the request that was answered with it."""
+    similarity: float | None = None
+    threshold: float | None = None
+    same: bool | None = None
+    """Of a label: the answers agree."""
+
+
 class ConfigChanged(Struct, frozen=True):
     """`revision` is that of the KV bucket `bw_config`; the text is read from there."""
 

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from breakwater_protocol import commands, events
+from breakwater_protocol import cache, commands, events
 
 T = TypeVar("T")
 
@@ -152,6 +152,21 @@ class Subjects:
         self.cancel = subject(
             "cancel.{request}", commands.Cancel, "The caller no longer wants this request's answer."
         )
+        self.cache_lookup = subject(
+            "cache.{shard}.lookup", cache.Lookup, "Is there an answer to what means the same?"
+        )
+        self.cache_store = subject(
+            "cache.{shard}.store", cache.Store, "A complete answer that may be given again."
+        )
+        self.cache_feedback = subject(
+            "cache.{shard}.feedback", cache.Feedback, "What a caller thought of a cached answer."
+        )
+        self.cache_stats = subject(
+            "cache.{shard}.stats", cache.StatsRequest, "What does the shard hold and do?"
+        )
+        self.cache_purge = subject(
+            "cache.{shard}.purge", cache.Purge, "Forget these entries of the shard."
+        )
         self.heartbeat = subject(
             "hb.{actor}.{id}", events.Heartbeat, "An actor lives: load, capacity, version, view."
         )
@@ -165,6 +180,9 @@ class Subjects:
         )
         self.request = subject(
             "evt.request.{tenant}.{outcome}", events.RequestFinished, "A request was answered."
+        )
+        self.cache = subject(
+            "evt.cache.{verdict}", events.CacheChanged, "Something in the cache changed for all."
         )
         self.alert = subject("evt.alert.{kind}", events.Alert, "Somebody should look at this.")
         self.config = subject(

@@ -125,6 +125,34 @@ class BreakerPolicy(Struct, frozen=True):
     open_cap_s: float = 300.0
 
 
+Veto = Literal["strict", "numbers", "off"]
+"""Which differences between two questions keep one's answer from the other, however near they are."""
+
+
+class Semantic(Struct, frozen=True):
+    """When a question is given the answer of another one that means the same."""
+
+    threshold: float | None = 0.95
+    """Cosine, less what disagreeing neighbours take away. None: certified from labels; until enough of them
+    are there, nothing is served."""
+    target: float = 0.01
+    """Of a certified threshold: the share of hits that may be wrong."""
+    ttl_s: float = 3_600.0
+    veto: Veto = "strict"
+    margin: float = 0.15
+    """How much nearer the best entry must be than the nearest one whose answer differs."""
+    shadow: float = 0.05
+    """Share of would-be hits that are asked anyway, to label them."""
+
+
+class Embeddings(Struct, frozen=True):
+    """What turns a text into a vector: a logical model of the gateway's own, or one in a process here."""
+
+    model: str = ""
+    local: str = ""
+    """`minilm`, or a folder with `model.safetensors` and `tokenizer.json` of the same architecture."""
+
+
 class Model(Struct, frozen=True):
     """A logical model: all that an application ever sees. A name ending in `*` is a prefix match."""
 
@@ -164,6 +192,7 @@ class Config(Struct, frozen=True):
     auth: Auth = Auth()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
+    embeddings: Embeddings | None = None
     simulator: bool = False
     """True when the default configuration points at the built-in simulator."""
 
