@@ -115,6 +115,19 @@ FULL: dict[str, Any] = {
             "http2": False,
         }
     },
+    "budgets": [
+        {
+            "account": "user:*",
+            "tokens": 100_000,
+            "per": "day",
+            "timezone": "Europe/Berlin",
+            "soft": [0.5, 0.8],
+            "action": "clamp",
+            "webhook": "https://hooks.example.com/budget",
+        },
+        {"account": "org:acme", "usd": 500, "per": "rolling 24h", "webhook": "env:HOOK"},
+    ],
+    "rate_limits": [{"account": "key:*", "requests": 60, "tokens": 100_000, "concurrent": 10}],
     "auth": {"mode": "open"},
     "telemetry": {"log": "json", "level": "debug"},
     "limits": {"body_bytes": 2048, "answer_bytes": 2048, "connections": 1, "in_flight": 1},

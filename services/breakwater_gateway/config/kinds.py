@@ -90,6 +90,8 @@ class Text(Struct, frozen=True):
     expected: str
     pattern: str = NAME_PATTERN
     max_length: int = 512
+    worded: bool = False
+    """The pattern takes no number and no `true`: what is unquoted is text for JSON too."""
 
     def read(self, node: Node, path: Path, report: Report) -> str | None:
         text = _text(node, self.expected, path, report)
@@ -105,7 +107,8 @@ class Text(Struct, frozen=True):
         return text
 
     def schema(self) -> JsonSchema:
-        return {"type": _AS_TEXT, "pattern": f"^{self.pattern}$", "maxLength": self.max_length}
+        type_ = "string" if self.worded else _AS_TEXT
+        return {"type": type_, "pattern": f"^{self.pattern}$", "maxLength": self.max_length}
 
 
 class Whole(Struct, frozen=True):
@@ -190,6 +193,57 @@ class UsdPerMillion(Struct, frozen=True):
         return {
             "anyOf": [
                 {"type": "number", "minimum": 0, "maximum": self.maximum},
+                {"type": "string", "pattern": f"^{_NUMBER.pattern}$"},
+            ]
+        }
+
+
+class Usd(Struct, frozen=True):
+    """An amount of USD, read as whole nano-USD: 0.5 -> 500,000,000. Positive, exact or refused."""
+
+    maximum: int = 1_000_000_000
+
+    def read(self, node: Node, path: Path, report: Report) -> int | None:
+        expected = f"USD above 0 and up to {self.maximum:_}"
+        value = _decimal(node, expected, path, report)
+        if value is None:
+            return None
+        if not 0 < value <= self.maximum:
+            _unexpected(node, expected, shown(str(value)), path, report)
+            return None
+        nano = value * 10**9
+        if nano != nano.to_integral_value():
+            _unexpected(node, f"{expected}, in whole nano-USD", shown(str(value)), path, report)
+            return None
+        return int(nano)
+
+    def schema(self) -> JsonSchema:
+        return {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": self.maximum},
+                {"type": "string", "pattern": f"^{_NUMBER.pattern}$"},
+            ]
+        }
+
+
+class Share(Struct, frozen=True):
+    """A part of a whole, above 0 and up to 1, read as millionths: 0.8 -> 800,000. Exact or refused."""
+
+    def read(self, node: Node, path: Path, report: Report) -> int | None:
+        expected = "a share above 0 and up to 1, such as 0.8"
+        value = _decimal(node, expected, path, report)
+        if value is None:
+            return None
+        millionths = value * 10**6
+        if not 0 < value <= 1 or millionths != millionths.to_integral_value():
+            _unexpected(node, expected, shown(str(value)), path, report)
+            return None
+        return int(millionths)
+
+    def schema(self) -> JsonSchema:
+        return {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
                 {"type": "string", "pattern": f"^{_NUMBER.pattern}$"},
             ]
         }
@@ -402,6 +456,30 @@ def _url_fault(text: str) -> str:
         if parts.path.rstrip("/").endswith(tail):
             return f"leave out {tail}, which is added"
     return ""
+
+
+class Hook(Struct, frozen=True):
+    """An http(s) address that is called, or where it is: env:NAME or file:PATH."""
+
+    def read(self, node: Node, path: Path, report: Report) -> str | KeyRef | None:
+        expected = "an address such as https://host/path, or env:NAME or file:PATH of one"
+        text = _text(node, expected, path, report)
+        if text is None:
+            return None
+        if text.startswith(("env:", "file:")):
+            return _key_ref(node, path, report)
+        if looks_secret(text) or "?" in text or "@" in text:
+            message = "an address that holds a secret does not stand in the configuration;"
+            report.add(path, node.line, node.column, f"{message} write env:NAME or file:PATH")
+            return None
+        if len(text) > _URL_MAX or not re.fullmatch(_URL_PATTERN, text):
+            _unexpected(node, expected, shown(text), path, report)
+            return None
+        return text
+
+    def schema(self) -> JsonSchema:
+        pattern = f"^(?:{_URL_PATTERN}|{KEY_REF_PATTERN})$"
+        return {"type": "string", "pattern": pattern, "maxLength": 4096 + 5}
 
 
 class Headers(Struct, frozen=True):

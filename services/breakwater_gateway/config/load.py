@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config import table as keys
+from breakwater_gateway.config.budgets import read_budgets, read_rate_limits
 from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
 from breakwater_gateway.config.kinds import (
     Block,
@@ -152,6 +153,8 @@ class _Builder:
             auth=Auth(),
             telemetry=self._telemetry(root.get(keys.TELEMETRY) or _EMPTY),
             limits=self._limits(root.get(keys.LIMITS) or _EMPTY),
+            budgets=read_budgets(root.get(keys.BUDGETS), self._report),
+            rate_limits=read_rate_limits(root.get(keys.RATE_LIMITS), self._report),
         )
 
     # --- providers ------------------------------------------------------------------------------

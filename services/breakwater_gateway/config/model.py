@@ -186,6 +186,47 @@ class Limits(Struct, frozen=True):
     """Requests a router, and attempts a worker, hold at once."""
 
 
+Scope = Literal["key", "user", "team", "feature", "org", "provider", "global"]
+"""What an account of the books belongs to."""
+Unit = Literal["nano_usd", "tokens"]
+Per = Literal["hour", "day", "week", "month", "rolling"]
+
+
+class Budget(Struct, frozen=True):
+    """A hard limit of money or tokens for each period of an account."""
+
+    scope: Scope
+    id: str
+    """`*`: each one of this scope that has no budget of its own of the same unit and period; empty: global."""
+    unit: Unit
+    hard: int
+    """Nano-USD or tokens."""
+    per: Per
+    rolling_s: int = 0
+    """Length of a rolling window in seconds; 0 for calendar periods."""
+    timezone: str = "UTC"
+    """Whose midnight begins a calendar period; an IANA name."""
+    soft: tuple[int, ...] = (800_000,)
+    """Ascending, in millionths of the limit: one event at each crossing."""
+    action: Literal["refuse", "ladder", "clamp"] = "ladder"
+    """At the limit: refuse at once, walk the model's ladder, or first lower max tokens to what is left."""
+    webhook: str | KeyRef = ""
+    """Told of each crossing; the address, or where it is."""
+
+
+class RateLimit(Struct, frozen=True):
+    """Bounds of the whole cluster on an account's rate; at least one of them is given."""
+
+    scope: Literal["key", "user", "team", "feature", "org", "model", "global"]
+    id: str
+    requests: int | None = None
+    """A minute."""
+    tokens: int | None = None
+    """A minute, in and out together."""
+    concurrent: int | None = None
+    """Requests in flight."""
+
+
 class Config(Struct, frozen=True):
     models: dict[str, Model]
     """By logical name, in the file's order."""
@@ -193,6 +234,8 @@ class Config(Struct, frozen=True):
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
     embeddings: Embeddings | None = None
+    budgets: tuple[Budget, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
     simulator: bool = False
     """True when the default configuration points at the built-in simulator."""
 

@@ -31,7 +31,6 @@ WIRES: Final[dict[Wire, str]] = {
 KEYS: Final[dict[str, dict[str, str]]] = {
     "": {
         "embeddings": "semantic matching by embeddings",
-        "budgets": "budgeting",
         "static_answers": "answering from a written list",
     },
     "models.*": {

@@ -5,6 +5,7 @@ from typing import Final
 
 import yaml
 
+from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price
@@ -26,6 +27,10 @@ def effective(config: Config) -> Plain:
                 providers[each.provider] = said
     if providers:
         data["providers"] = providers
+    if config.budgets:
+        data["budgets"] = [plain_budget(each) for each in config.budgets]
+    if config.rate_limits:
+        data["rate_limits"] = [plain_rate_limit(each) for each in config.rate_limits]
     data["auth"] = {"mode": config.auth.mode}
     data["telemetry"] = {"log": config.telemetry.log, "level": config.telemetry.level}
     limits = config.limits

@@ -4,10 +4,12 @@ from typing import Any, Final, get_args
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config.kinds import (
+    DURATION_PATTERN,
     Block,
     Choice,
     Duration,
     Headers,
+    Hook,
     Key,
     KeyRefs,
     ListOf,
@@ -15,9 +17,11 @@ from breakwater_gateway.config.kinds import (
     Number,
     Section,
     Setting,
+    Share,
     Switch,
     Text,
     Url,
+    Usd,
     UsdPerMillion,
     Whole,
 )
@@ -280,6 +284,72 @@ def quirks_of(block: Block) -> dict[str, QuirkValue]:
     return found
 
 
+# --- budgets[] and rate_limits[] ----------------------------------------------------------------
+
+_ACCOUNT: Final = r"(?:global|(?:%s):[!-~](?:[ -~]*[!-~])?)"
+ACCOUNT: Final = Key(
+    "account",
+    Text(
+        "an account such as user:*, org:acme or global",
+        _ACCOUNT % "key|user|team|feature|org|provider",
+        256,
+        worded=True,
+    ),
+    "Whose budget: key, user, team, feature, org or provider with an id, or * for each of them; or"
+    " global.",
+    required=True,
+)
+USD: Final = Key("usd", Usd(), "The hard limit in USD.")
+TOKENS: Final = Key("tokens", Whole(1, 10**15), "The hard limit in tokens, in and out together.")
+PER: Final = Key(
+    "per",
+    Text(
+        "hour, day, week, month, or a window such as rolling 24h",
+        rf"(?:hour|day|week|month|rolling (?!0){DURATION_PATTERN})",
+        80,
+        worded=True,
+    ),
+    "The period: a calendar's hour, day, week or month, or a window such as rolling 24h.",
+    required=True,
+)
+TIMEZONE: Final = Key(
+    "timezone",
+    Text("a time zone such as Europe/Berlin", r"[A-Z][A-Za-z0-9_+/-]*", 64, worded=True),
+    "Whose midnight begins a period; default UTC.",
+)
+SOFT: Final = Key(
+    "soft",
+    ListOf[int](Share(), "a list of shares", 0, 16),
+    "Shares of the limit at which an event is published; default [0.8].",
+)
+ACTION: Final = Key(
+    "action",
+    Choice(("refuse", "ladder", "clamp")),
+    "At the limit: refuse, walk the ladder, or first lower max tokens to what is left; default ladder.",
+)
+WEBHOOK: Final = Key[str | KeyRef](
+    "webhook", Hook(), "Called at each crossing; an address, env:NAME or file:PATH."
+)
+BUDGET_OF_ACCOUNT: Final = Section(
+    "a budget", (ACCOUNT, USD, TOKENS, PER, TIMEZONE, SOFT, ACTION, WEBHOOK)
+)
+
+RATED: Final = Key(
+    "account",
+    Text(
+        "an account such as key:*, model:main or global",
+        _ACCOUNT % "key|user|team|feature|org|model",
+        NAME_MAX,
+        worded=True,
+    ),
+    "Whose rate: key, user, team, feature, org or model with an id, or * for each of them; or global.",
+    required=True,
+)
+REQUESTS: Final = Key("requests", Whole(1, 1_000_000_000), "Requests a minute.")
+RATE_TOKENS: Final = Key("tokens", Whole(1, 10**12), "Tokens a minute, in and out together.")
+CONCURRENT: Final = Key("concurrent", Whole(1, 1_000_000), "Requests in flight at once.")
+RATE_LIMIT: Final = Section("a rate limit", (RATED, REQUESTS, RATE_TOKENS, CONCURRENT))
+
 # --- the rest -----------------------------------------------------------------------------------
 
 AUTH_MODE: Final = Key(
@@ -337,6 +407,19 @@ LIMITS: Final = Key(
     "Bounds on what comes from outside.",
 )
 
+BUDGETS: Final = Key(
+    "budgets",
+    ListOf[Block](BUDGET_OF_ACCOUNT, "a list of budgets", 0, 10_000),
+    "Hard limits of money or tokens, never exceeded.",
+)
+RATE_LIMITS: Final = Key(
+    "rate_limits",
+    ListOf[Block](RATE_LIMIT, "a list of rate limits", 0, 10_000),
+    "Requests and tokens a minute, and requests at once.",
+)
+
 ROOT: Final = Section(
-    "the configuration", (MODELS, PROVIDERS, AUTH, TELEMETRY, LIMITS), not_served.KEYS.get("", {})
+    "the configuration",
+    (MODELS, PROVIDERS, BUDGETS, RATE_LIMITS, AUTH, TELEMETRY, LIMITS),
+    not_served.KEYS.get("", {}),
 )
