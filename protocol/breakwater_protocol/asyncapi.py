@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
-from breakwater_protocol import answers, cache, chat, commands, events
+from breakwater_protocol import answers, cache, chat, commands, events, ledger
 from breakwater_protocol import headers as h
 from breakwater_protocol.cloudevents import SPECVERSION, TYPES
 from breakwater_protocol.subjects import Subject, Subjects
@@ -74,7 +74,15 @@ _PARAMETERS: Final[Mapping[str, Json]] = {
         " kind, of a request the error's code.",
         "examples": ["ok", "rate_limited"],
     },
-    "kind": {"description": f"What the alert is about. {_CODED}", "examples": ["auth"]},
+    "kind": {
+        "description": f"Of an alert what it is about, of a budget what happened. {_CODED}",
+        "examples": ["auth", "soft"],
+    },
+    "account": {
+        "description": f"The account's name. {_CODED}",
+        "examples": ["user=3Aalice", "org=3Aacme"],
+    },
+    "partition": {"description": "Of the ledger: `p0` to `p15`.", "examples": ["p3"]},
     "revision": {"description": "Of the configuration: a decimal number."},
     "group": {"description": f"Of processes that serve behind one port. {_CODED}"},
     "shard": {"description": "Of the semantic cache: a decimal number; the partition tells which."},
@@ -224,6 +232,12 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
         "Why there is no answer: OpenAI's error object.", answers.ErrorBody, "ErrorHeaders"
     ),
     "WorkReply": _Reply("`started`, then `finished`; or `finished` alone.", commands.WorkReply),
+    "LeaseReply": _Reply(
+        "The lease, or why there is none; always of what the log has.", ledger.LeaseReply
+    ),
+    "ReportReply": _Reply("The reports are in the log, or were not taken.", ledger.ReportReply),
+    "QueryReply": _Reply("The books.", ledger.QueryReply),
+    "CommandReply": _Reply("The change is in the log, or was refused.", ledger.CommandReply),
     "Metrics": _Reply(
         "One process's metrics, for others of the same version: their shape is no part of this.",
         {},
@@ -298,6 +312,12 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "alert": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "config": _Talk(("actor",), _EVERYBODY, headers="EventHeaders"),
     "metrics": _Talk(("edge",), ("actor",), ("Metrics",)),
+    "lease": _Talk(("router",), ("ledger",), ("LeaseReply",)),
+    "report": _Talk(("router",), ("ledger",), ("ReportReply",)),
+    "books": _Talk(("operator",), ("ledger",), ("QueryReply",)),
+    "operate": _Talk(("operator",), ("ledger",), ("CommandReply",)),
+    "ledger_log": _Talk(("ledger",), ("ledger", "operator")),
+    "budget": _Talk(("ledger",), _EVERYBODY, headers="EventHeaders"),
     "probe": _Talk(("router",), ("stream",)),
 }
 _ROLES: Final[Mapping[str, str]] = {
@@ -307,6 +327,8 @@ _ROLES: Final[Mapping[str, str]] = {
     "worker": "Calls the providers.",
     "cache": "Owns shards of the semantic cache.",
     "health": "Owns the breakers.",
+    "ledger": "Owns the budget books, and lends out of them.",
+    "operator": "Somebody at the command line.",
     "actor": "Any actor.",
     "subscriber": "Anything that listens, actors included.",
     "stream": "A JetStream stream that takes one message a subject.",
@@ -315,6 +337,10 @@ _ROLES: Final[Mapping[str, str]] = {
 _UNIONS: Final[Mapping[str, object]] = {
     "WorkReply": commands.WorkReply,
     "LookupReply": cache.LookupReply,
+    "LeaseReply": ledger.LeaseReply,
+    "ReportReply": ledger.ReportReply,
+    "QueryReply": ledger.QueryReply,
+    "CommandReply": ledger.CommandReply,
 }
 """Unions of structs, which have no name of their own."""
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from breakwater_protocol.chat import Usage
 
 BreakerState = Literal["closed", "open", "half_open"]
+BudgetKind = Literal["grant", "soft", "hard", "settled", "breach", "reset"]
 
 
 class Evidence(Struct, frozen=True, omit_defaults=True):
@@ -152,6 +153,27 @@ class CacheChanged(Struct, frozen=True, omit_defaults=True):
     threshold: float | None = None
     same: bool | None = None
     """Of a label: the answers agree."""
+
+
+class BudgetChanged(Struct, frozen=True, omit_defaults=True):
+    """A line of the budget books. `kind` in the subject: `grant`, `settled` (both at most once a second and
+    account), `soft` and `hard` (once for each threshold, or refusal, of a period and generation),
+    `breach` (a call cost more than was reserved for it), `reset` (a new period began)."""
+
+    kind: BudgetKind
+    account: str
+    unit: Literal["nano_usd", "tokens", "requests"]
+    period: str
+    """The period's key: `d:2026-11-23@Europe/Berlin`."""
+    limit: int
+    committed: int
+    held: int
+    generation: int
+    at: float
+    threshold: int = 0
+    """Of a soft crossing: millionths of the limit."""
+    lease: str = ""
+    """Of a breach."""
 
 
 class ConfigChanged(Struct, frozen=True):

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from breakwater_protocol import cache, commands, events
+from breakwater_protocol import cache, commands, events, ledger
 
 T = TypeVar("T")
 
@@ -190,6 +190,25 @@ class Subjects:
         )
         self.metrics = subject(
             "metrics.{group}", msgspec.Raw, "Every process of the group answers with its metrics."
+        )
+        # `partition` is `p0` to `p15`; only the partition's writer subscribes.
+        self.lease = subject(
+            "ledger.{partition}.lease", ledger.LeaseAsk, "Lend me something of these limits."
+        )
+        self.report = subject(
+            "ledger.{partition}.report", ledger.Reports, "What these leases have spent so far."
+        )
+        self.books = subject(
+            "ledger.{partition}.query", ledger.Query, "What do the books of that partition say?"
+        )
+        self.operate = subject(
+            "ledger.{partition}.command", ledger.Operate, "An operator's change of the books."
+        )
+        self.ledger_log = subject(
+            "ledger.log.{partition}", ledger.Record, "The log that the books are folded from."
+        )
+        self.budget = subject(
+            "evt.budget.{account}.{kind}", events.BudgetChanged, "A line of the books changed."
         )
         self.probe = subject(
             "probe.{target}.{epoch}",

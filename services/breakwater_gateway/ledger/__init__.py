@@ -1,0 +1,1 @@
+"""The budget ledger: who owns the books, and lends out of them."""
