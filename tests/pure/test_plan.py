@@ -11,6 +11,7 @@ from breakwater_gateway.router.plan import (
     Dispatch,
     GiveUp,
     Plan,
+    Queue,
     Skipped,
     Wait,
 )
@@ -151,8 +152,22 @@ def test_without_any_worker_the_mend_is_named() -> None:
 
 
 def test_a_throttled_target_is_waited_for_within_the_deadline() -> None:
-    p = Plan(policy=RetryPolicy(), deadline=10, spread=0.5)
-    assert p.next((), (Skipped("a", "throttled", 2.0),), now=0) == Wait(3.0, "throttled")
+    p = Plan(policy=RetryPolicy(), deadline=10)
+    assert p.next((), (Skipped("a", "throttled", 2.0),), now=0) == Queue("a")
+    turn = Candidate("a", "a", turn=True)
+    step = p.next((turn,), (), now=2)
+    assert dispatched(step) == ("a", 1)
+
+
+def test_a_turn_that_came_is_no_draw_on_the_retry_budget() -> None:
+    p = plan()
+    p.next((A,), (), now=0)
+    p.failed(A, f.RateLimited(retry_after_s=5.0), now=0, draw=0.5)
+    assert p.next((), (Skipped("a", "throttled", 5.0),), now=0) == Queue("a")
+    step = p.next((Candidate("a", "a", turn=True),), (), now=5)
+    assert dispatched(step) == ("a", 2)
+    assert isinstance(step, Dispatch)
+    assert not step.repeat
 
 
 def test_all_throttled_beyond_the_deadline_is_a_rate_limit() -> None:
@@ -211,6 +226,8 @@ def test_every_plan_ends_within_its_envelope(
         match step:
             case GiveUp():
                 break
+            case Queue():
+                raise AssertionError("nothing was throttled")
             case Wait(until, _):
                 assert until > now
                 now = until

@@ -77,6 +77,7 @@ class Router(Actor):
             context,
             targets=self._targets,
             tasks=self._tasks,
+            live=self._live,
             ended=self._end,
             gave_up=self._answer_failure,
         )
@@ -119,7 +120,7 @@ class Router(Actor):
             # Last: whoever is answered with the models may ask for anything.
             await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
         ]
-        tasks.start_soon(self._attempts.watch_workers, self._live)
+        tasks.start_soon(self._attempts.watch_workers)
 
     async def drain(self) -> None:
         self.draining = True
@@ -191,9 +192,8 @@ class Router(Actor):
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
-        if event.retry_after_s is not None and self.config.deployment(event.target) is not None:
-            now = self.context.clock.now()
-            self._targets.pause(event.target, event.retry_after_s, now=now)
+        if self.config.deployment(event.target) is not None:
+            self._attempts.throttled(event.target, event.retry_after_s)
 
     # ------------------------------------------------------------ requests in
 
@@ -264,7 +264,6 @@ class Router(Actor):
                 policy=model.retry,
                 deadline=now + total_s,
                 first_key=self._turn,
-                spread=self.context.clock.draw(),
             ),
             began=now,
         )

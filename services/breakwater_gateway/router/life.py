@@ -7,6 +7,7 @@ from msgspec import Raw
 from breakwater_gateway.config.model import Deployment, Model
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Dispatch, Plan
+from breakwater_gateway.router.release import Rank
 from breakwater_gateway.runtime.bus import Inbox
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -16,6 +17,9 @@ from breakwater_protocol.events import Decision, RequestFinished
 
 DECISIONS_MAX: Final = 64
 """Steps of a plan that its event tells."""
+
+
+RANKS: Final[dict[str, Rank]] = {"critical": 0, "interactive": 1, "batch": 2}
 
 
 class Timer(Protocol):
@@ -53,11 +57,14 @@ class Life:
         "over",
         "plan",
         "provider_ms",
+        "queued",
+        "queued_at",
         "reply",
         "request_id",
         "stream",
         "tenant",
         "timer",
+        "turn",
     )
 
     def __init__(
@@ -99,6 +106,11 @@ class Life:
         """The caller has its terminal answer."""
         self.claiming = False
         """The half-open probe was won by this request, and waits for its dispatch."""
+        self.queued = ""
+        """The target whose release it waits for."""
+        self.queued_at = 0.0
+        self.turn = ""
+        """The target that released it, until its call is dispatched."""
         self.provider_ms = 0.0
         """Waited for providers and backoff so far: not overhead of ours."""
         self.decisions: list[Decision] = []
@@ -107,6 +119,10 @@ class Life:
     def deployment(self) -> str:
         """The one called last; empty before the first."""
         return "" if self.call is None else self.call.step.candidate.deployment
+
+    @property
+    def rank(self) -> Rank:
+        return RANKS[self.options.priority]
 
     def hold(self, call: Call) -> None:
         self.call = call

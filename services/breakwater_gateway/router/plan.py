@@ -4,7 +4,7 @@ One envelope of attempts and time is drawn on by everything the request does, so
 `next` is asked whenever a decision is due, with the targets that may be called now (`Candidate`, in the
 strategy's order); it answers with one step. The shell carries the step out and reports how it went:
 
-    begin -> next -> Dispatch -> failed(…) -> next -> Dispatch | Claim | Wait | GiveUp
+    begin -> next -> Dispatch -> failed(…) -> next -> Dispatch | Claim | Wait | Queue | GiveUp
                               -> done
 
 Laws (property-tested): never more dispatches than `attempts`; never a dispatch after the deadline or
@@ -21,7 +21,6 @@ from breakwater_protocol import failures as f
 
 BUSY_TRIES_MAX: Final = 8
 """How often one request may be turned away by full or vanished workers before it counts as overload."""
-SPREAD_MAX_S: Final = 2.0
 _NEVER: Final = float("inf")
 
 
@@ -35,6 +34,8 @@ class Candidate(Struct, frozen=True):
     epoch: int = 0
     probe: bool = False
     """Half-open: only whoever wins the probe of this epoch may call it."""
+    turn: bool = False
+    """The request waited for it, and its turn has come."""
 
 
 class Skipped(Struct, frozen=True):
@@ -68,13 +69,19 @@ class Wait(NamedTuple):
     reason: str
 
 
+class Queue(NamedTuple):
+    """Wait for a turn at this target, with everybody else that it makes wait."""
+
+    deployment: str
+
+
 class GiveUp(NamedTuple):
     """The terminal answer of this request is this failure."""
 
     failure: f.Failure
 
 
-Step = Dispatch | Claim | Wait | GiveUp
+Step = Dispatch | Claim | Wait | Queue | GiveUp
 
 
 class _Tried:
@@ -94,12 +101,8 @@ class _Tried:
 
 
 class Plan:
-    def __init__(
-        self, *, policy: RetryPolicy, deadline: float, first_key: int = 0, spread: float = 0.0
-    ) -> None:
-        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys, `spread` (drawn in
-        [0, 1)) those that wait for the same throttled target."""
-        self._spread = spread
+    def __init__(self, *, policy: RetryPolicy, deadline: float, first_key: int = 0) -> None:
+        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys."""
         self._policy = policy
         self._first_key = first_key
         self.deadline = deadline
@@ -177,7 +180,7 @@ class Plan:
         usable = [c for c in candidates if not self._is_lost(c)]
         for candidate in usable:
             tried = self._tried.get(candidate.deployment)
-            if tried is None or tried.at_once:
+            if tried is None or tried.at_once or (candidate.turn and tried.again):
                 return self._take(candidate)
         return self._again(usable, skipped, now)
 
@@ -190,7 +193,7 @@ class Plan:
         tried = self._tried.get(candidate.deployment)
         if tried is None:
             tried = self._tried[candidate.deployment] = _Tried(candidate.keys)
-        repeat = tried.tries > 0 and not tried.at_once
+        repeat = tried.tries > 0 and not tried.at_once and not candidate.turn
         tried.at_once = False
         tried.tries += 1
         self.attempts += 1
@@ -199,7 +202,7 @@ class Plan:
 
     def _again(self, usable: list[Candidate], skipped: tuple[Skipped, ...], now: float) -> Step:
         """Every target that can be called has been: wait for the one that is due first, or give up."""
-        due: list[tuple[float, Candidate]] = [
+        due = [
             (tried.not_before, candidate)
             for candidate in usable
             if (tried := self._tried[candidate.deployment]).again
@@ -208,22 +211,25 @@ class Plan:
             when, candidate = min(due, key=lambda pair: pair[0])
             if when <= now:
                 return self._take(candidate)
-            if when < self.deadline:
-                return Wait(when, "backoff")
-        when = min((self._after_pause(s, now) for s in skipped), default=_NEVER)
-        if when < self.deadline:
-            return Wait(when, "throttled")
+        backoff = min((when for when, _ in due), default=_NEVER)
+        queue = min(
+            (
+                (s.until or now, s.deployment)
+                for s in skipped
+                if s.reason == "throttled" and self._may_return(s.deployment)
+            ),
+            default=(_NEVER, ""),
+        )
+        if queue[0] < min(backoff, self.deadline):
+            return Queue(queue[1])
+        if backoff < self.deadline:
+            return Wait(backoff, "backoff")
         waits = [s.until for s in skipped if s.until is not None and s.until > now]
         return self._nothing_left(min(waits, default=None), now, skipped)
 
-    def _after_pause(self, skipped: Skipped, now: float) -> float:
-        """When a throttled target may be asked by this request: those that wait do not come as one."""
-        if skipped.reason != "throttled" or skipped.until is None:
-            return _NEVER
-        tried = self._tried.get(skipped.deployment)
-        if tried is not None:
-            return max(tried.not_before, skipped.until) if tried.again else _NEVER
-        return skipped.until + self._spread * min(SPREAD_MAX_S, skipped.until - now)
+    def _may_return(self, deployment: str) -> bool:
+        tried = self._tried.get(deployment)
+        return tried is None or tried.again
 
     def _nothing_left(self, until: float | None, now: float, skipped: tuple[Skipped, ...]) -> Step:
         if self.last is not None and not isinstance(self.last, f.WorkerLost):

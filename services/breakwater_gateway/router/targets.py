@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from breakwater_gateway.config.model import Deployment, Model
 from breakwater_gateway.router.plan import Candidate, Skipped
-from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S, RetryBudget
+from breakwater_gateway.router.release import Release
+from breakwater_gateway.router.retry import RetryBudget
 from breakwater_gateway.router.strategies import STRATEGIES, Filtered, Group, filter_targets
 from breakwater_protocol.events import BreakerChanged
 from breakwater_protocol.views import BreakerBoard, LoadBoard
@@ -22,6 +23,8 @@ LOOK_S: Final = 1.0
 HALF_OPEN_WAIT_S: Final = 1.0
 """What a caller is told to wait when all that is left is being probed by somebody else."""
 CLAIMS_KEPT: Final = 4096
+_SOON_S: Final = 0.001
+"""Until when a target is held whose next release depends on answers."""
 
 Draw = Callable[[], float]
 
@@ -41,7 +44,7 @@ class Targets:
     def __init__(self) -> None:
         self.breakers = BreakerBoard()
         self.loads = LoadBoard()
-        self._not_before: dict[str, float] = {}
+        self._releases: dict[str, Release] = {}
         self._budgets: dict[str, RetryBudget] = {}
         self._claims: set[tuple[str, int]] = set()
         self._looks: dict[str, _Look] = {}
@@ -53,16 +56,28 @@ class Targets:
     def fold(self, changed: BreakerChanged) -> None:
         self._changes += self.breakers.fold(changed)
 
-    def pause(self, target: str, seconds: float, *, now: float) -> None:
-        """The target asked to be left alone: for all requests, not for one on its own."""
-        until = now + min(seconds, RETRY_AFTER_MAX_S)
-        self._not_before[target] = max(until, self._not_before.get(target, 0.0))
+    def pause(self, target: str, seconds: float | None, *, now: float) -> None:
+        """Another router heard that the target wants to be left alone: by all requests."""
+        self.release(target).pause(seconds, now)
         self._changes += 1
+
+    def refused(self, target: str, request: str, seconds: float | None, *, now: float) -> None:
+        """A call of this router's was refused for its rate."""
+        self.release(target).refused(request, seconds, now)
+        self._changes += 1
+
+    def release(self, target: str) -> Release:
+        found = self._releases.get(target)
+        if found is None:
+            found = self._releases[target] = Release()
+        return found
 
     def retain(self, known: Collection[str]) -> None:
         """The configuration changed: forget every target that is not one of these."""
         self.breakers.retain(known)
-        self._not_before = {t: at for t, at in self._not_before.items() if t in known}
+        self._releases = {
+            t: release for t, release in self._releases.items() if t in known or release.waiting
+        }
         self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
         self._looks.clear()
 
@@ -76,16 +91,28 @@ class Targets:
             look = self._looks[model.name] = self._look(model, views, now, now_wall)
         if look.group is None:
             return None
-        return self._candidate(look.group.first(model.strategy, self.loads, draw), probe=False)
+        chosen = look.group.first(model.strategy, self.loads, draw)
+        release = self._releases.get(chosen.id)
+        if release is not None and not release.admits(now):
+            return None
+        return self._candidate(chosen, probe=False)
 
     def order(
-        self, model: Model, *, now: float, now_wall: float, draw: Draw, claiming: bool
+        self,
+        model: Model,
+        *,
+        now: float,
+        now_wall: float,
+        draw: Draw,
+        claiming: bool,
+        turn: str = "",
     ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
         """Every target that may be called, in the strategy's order, and why each other one may not.
 
-        `claiming`: this request has won a probe, so its target is shown to it again.
+        `claiming`: this request has won a probe, so its target is shown to it again. `turn`: the
+        deployment that the request waited for, and may call although others have to wait.
         """
-        found = self._filter(model, now, now_wall)
+        found = self._filter(model, now, now_wall, turn)
         ordered = STRATEGIES[model.strategy](found.usable, self.loads, draw)
         # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
         probes = [
@@ -99,7 +126,11 @@ class Targets:
         ]
         if not probes:
             skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
-        return (*probes, *(self._candidate(d, probe=False) for d in ordered)), tuple(skipped)
+        candidates = [
+            self._candidate(d, probe=False, turn=d.id == turn)
+            for d in sorted(ordered, key=lambda d: d.id != turn)
+        ]
+        return (*probes, *candidates), tuple(skipped)
 
     def may_claim(self, candidate: Candidate) -> bool:
         """True once per epoch: one claim of this router, of the one probe in the whole cluster."""
@@ -136,21 +167,31 @@ class Targets:
             by_id={d.id: d for d in model.deployments},
         )
 
-    def _filter(self, model: Model, now: float, now_wall: float) -> Filtered:
+    def _filter(self, model: Model, now: float, now_wall: float, turn: str = "") -> Filtered:
         return filter_targets(
             model.deployments,
             breakers=self.breakers,
             load=self.loads,
-            not_before=self._not_before,
+            not_before=self._held(model, now, turn),
             now=now,
             now_wall=now_wall,
         )
 
-    def _candidate(self, deployment: Deployment, *, probe: bool) -> Candidate:
+    def _held(self, model: Model, now: float, turn: str) -> dict[str, float]:
+        """Deployments that a request has to wait for -> until when, as far as it can be told."""
+        held: dict[str, float] = {}
+        for deployment in model.deployments:
+            release = self._releases.get(deployment.id)
+            if release is not None and deployment.id != turn and not release.admits(now):
+                held[deployment.id] = max(release.until(now), now + _SOON_S)
+        return held
+
+    def _candidate(self, deployment: Deployment, *, probe: bool, turn: bool = False) -> Candidate:
         return Candidate(
             deployment=deployment.id,
             target=deployment.id,
             keys=len(deployment.api_keys),
             epoch=self.breakers.epoch(deployment.id),
             probe=probe,
+            turn=turn,
         )

@@ -12,12 +12,13 @@ from typing import Final, Protocol
 
 import msgspec
 
-from breakwater_gateway.router.life import Call, Life
+from breakwater_gateway.router.life import Call, Life, Timer
 from breakwater_gateway.router.plan import (
     Candidate,
     Claim,
     Dispatch,
     GiveUp,
+    Queue,
     Skipped,
     Wait,
 )
@@ -64,18 +65,22 @@ class Attempts:
         *,
         targets: Targets,
         tasks: TaskSet,
+        live: dict[str, Life],
         ended: Ended,
         gave_up: Callable[[Life, f.Failure], None],
     ) -> None:
         self.context = context
         self._targets = targets
         self._tasks = tasks
+        self._live = live
         self._ended = ended
         self._gave_up = gave_up
         self._holding: dict[str, set[Call]] = {}
         """Calls in each worker's hands."""
         self._missed: dict[str, int] = {}
         self._pings: dict[str, Inbox] = {}
+        self._pumps: dict[str, Timer] = {}
+        """By target: when its queue is looked at next."""
 
     def begin(self, life: Life) -> None:
         """The request may call providers from now on."""
@@ -87,6 +92,7 @@ class Attempts:
         life.over = True
         for call in list(life.calls):
             self._release(life, call)
+        self._leave_queue(life)
         if life.timer is not None:
             life.timer.cancel()
             life.timer = None
@@ -96,6 +102,8 @@ class Attempts:
     def stop(self) -> None:
         for inbox in self._pings.values():
             inbox.close()
+        for timer in self._pumps.values():
+            timer.cancel()
 
     # ------------------------------------------------------------ the plan
 
@@ -123,6 +131,9 @@ class Attempts:
                     life.provider_ms += wait_ms
                     self._set_timer(life, until, partial(self.advance, life))
                     return
+                case Queue(target):
+                    self._queue(life, target, now)
+                    return
                 case GiveUp(failure):
                     self._gave_up(life, failure)
                     return
@@ -135,7 +146,10 @@ class Attempts:
             if first is not None:
                 return (first,), ()
         claiming, life.claiming = life.claiming, False
-        return targets.order(model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming)
+        turn, life.turn = life.turn, ""
+        return targets.order(
+            model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming, turn=turn
+        )
 
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
         return self._targets.budget(step.candidate.target, life.model.retry.budget)
@@ -163,6 +177,7 @@ class Attempts:
         life.hold(call)
         self._holding.setdefault(worker, set()).add(call)
         self._targets.loads.dispatched(worker, target, life.request_id)
+        self._targets.release(target).sent(life.request_id, now)
         reply = life.inbox.subject if life.inbox is not None else ""
         subjects = self.context.subjects
         try:
@@ -204,6 +219,52 @@ class Attempts:
             life.claiming = won
             self.advance(life)
 
+    # ------------------------------------------------------------ throttled targets
+
+    def _queue(self, life: Life, target: str, now: float) -> None:
+        """Wait with everybody else that the target makes wait, at most until the deadline."""
+        life.queued, life.queued_at = target, now
+        life.note("wait", now=now, deployment=target, reason="throttled")
+        self._targets.release(target).join(life.request_id, life.rank)
+        self._set_timer(life, life.plan.deadline, partial(self._waited_out, life))
+        self.pump(target)
+
+    def _waited_out(self, life: Life) -> None:
+        self._leave_queue(life)
+        self.advance(life)
+
+    def _leave_queue(self, life: Life) -> None:
+        target, life.queued = life.queued, ""
+        if target:
+            self._targets.release(target).leave(life.request_id)
+            life.provider_ms += (self.context.clock.now() - life.queued_at) * 1000
+
+    def pump(self, target: str) -> None:
+        """Let go whoever's turn has come, and look again when the queue wants to be looked at."""
+        release, clock = self._targets.release(target), self.context.clock
+        now = clock.now()
+        while (request := release.due(now)) is not None:
+            life = self._live.get(request)
+            if life is None or life.queued != target:
+                continue
+            life.queued, life.turn = "", target
+            life.provider_ms += (now - life.queued_at) * 1000
+            if life.timer is not None:
+                life.timer.cancel()
+                life.timer = None
+            self.advance(life)
+        timer = self._pumps.pop(target, None)
+        if timer is not None:
+            timer.cancel()
+        at = release.wake_at(now)
+        if at is not None:
+            self._pumps[target] = clock.call_at(at, partial(self.pump, target))
+
+    def throttled(self, target: str, wait_s: float | None) -> None:
+        """Some router's call was refused: everybody leaves the target alone."""
+        self._targets.pause(target, wait_s, now=self.context.clock.now())
+        self.pump(target)
+
     # ------------------------------------------------------------ replies
 
     def _on_reply(self, life: Life, message: Message) -> None:
@@ -228,12 +289,20 @@ class Attempts:
             return  # of an attempt already given up
         if isinstance(reply, Started):
             call.started = True
+            self._answered(call)
             return
         self._on_finished(life, call, reply)
 
     def _on_finished(self, life: Life, call: Call, reply: Finished) -> None:
         failure = reply.failure
         life.provider_ms += reply.provider_ms
+        if isinstance(failure, f.RateLimited):
+            self._targets.refused(
+                call.step.candidate.target,
+                life.request_id,
+                f.retry_after_s(failure),
+                now=self.context.clock.now(),
+            )
         self._release(life, call)
         if failure is None or reply.answered:
             self._ended(life, reply)
@@ -249,7 +318,7 @@ class Attempts:
     def _failed(self, life: Life, call: Call, failure: f.Failure) -> None:
         candidate, now = call.step.candidate, self.context.clock.now()
         if isinstance(failure, f.RateLimited):
-            self._targets.pause(candidate.target, f.retry_after_s(failure) or 0.0, now=now)
+            self.pump(candidate.target)
         life.note("failed", now=now, deployment=candidate.deployment, reason=f.kind(failure))
         life.plan.failed(candidate, failure, now=now, draw=self.context.clock.draw())
         self.advance(life)
@@ -289,7 +358,7 @@ class Attempts:
 
     # ------------------------------------------------------------ workers that vanish
 
-    async def watch_workers(self, live: dict[str, Life]) -> None:
+    async def watch_workers(self) -> None:
         """Ask each worker that holds our work whether it is there: a dead one has no responders.
 
         Deadlines are looked at here too: the worker's own timers are the exact ones.
@@ -297,17 +366,17 @@ class Attempts:
         while True:
             await asyncio.sleep(_PING_S)
             late = self.context.clock.now() - _GRACE_S
-            for life in [x for x in live.values() if x.calls and x.plan.deadline <= late]:
+            for life in [x for x in self._live.values() if x.calls and x.plan.deadline <= late]:
                 self._on_deadline(life)
             for worker in list(self._holding):
                 missed = self._missed.get(worker, 0)
                 if missed >= _PING_MISSES_MAX:
-                    self._on_worker_lost(worker, live)
+                    self._on_worker_lost(worker)
                     continue
                 inbox = self._pings.get(worker)
                 if inbox is None:
                     inbox = self._pings[worker] = self.context.bus.open_inbox(
-                        partial(self._on_pong, worker, live)
+                        partial(self._on_pong, worker)
                     )
                 self._missed[worker] = missed + 1
                 self._publish(self.context.subjects.ping.at(worker), b"", {}, inbox.subject)
@@ -315,20 +384,20 @@ class Attempts:
                 self._pings.pop(worker).close()
                 self._missed.pop(worker, None)
 
-    def _on_pong(self, worker: str, live: dict[str, Life], message: Message) -> None:
+    def _on_pong(self, worker: str, message: Message) -> None:
         if message.no_responders:
-            self._on_worker_lost(worker, live)
+            self._on_worker_lost(worker)
         else:
             self._missed[worker] = 0
 
-    def _on_worker_lost(self, worker: str, live: dict[str, Life]) -> None:
+    def _on_worker_lost(self, worker: str) -> None:
         held = self._holding.pop(worker, set())
         self._missed.pop(worker, None)
         self._targets.loads.remove(worker)
         if held:
             self.context.log.warning("worker_lost", worker=worker, requests=len(held))
         for call in held:
-            life = live.get(call.request)
+            life = self._live.get(call.request)
             if life is not None and call in life.calls:
                 self._abandon(call, "worker_lost")
                 self._lost(life, call, f.WorkerLost("the worker that held the request is gone"))
@@ -346,6 +415,14 @@ class Attempts:
             if not held:
                 del self._holding[call.worker]
         self._targets.loads.finished(call.worker, call.step.candidate.target, life.request_id)
+        self._answered(call)
+
+    def _answered(self, call: Call) -> None:
+        """Not refused for its rate, as far as the target's queue is concerned; a refusal was told before."""
+        release = self._targets.release(call.step.candidate.target)
+        release.answered(call.request, self.context.clock.now())
+        if release.waiting:
+            self.pump(call.step.candidate.target)
 
     # ------------------------------------------------------------ small things
 
