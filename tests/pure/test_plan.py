@@ -9,6 +9,7 @@ from breakwater_gateway.router.plan import (
     Candidate,
     Claim,
     Dispatch,
+    Envelope,
     GiveUp,
     Plan,
     Queue,
@@ -21,7 +22,8 @@ A, B, C = (Candidate(name, name) for name in "abc")
 
 
 def plan(attempts: int = 3, deadline: float = 60.0) -> Plan:
-    return Plan(policy=RetryPolicy(attempts=attempts), deadline=deadline)
+    envelope = Envelope(attempts_max=attempts, deadline=deadline)
+    return Plan(policy=RetryPolicy(attempts=attempts), envelope=envelope)
 
 
 def dispatched(step: object) -> tuple[str, int]:
@@ -82,6 +84,20 @@ def test_the_envelope_of_attempts_holds_whatever_is_left() -> None:
         assert isinstance(step, Dispatch)
         p.failed(step.candidate, f.ServerError("x"), now=0, draw=0)
     assert p.next((A, B, C), (), now=0) == GiveUp(f.ServerError("x"))
+
+
+def test_two_plans_of_a_request_share_one_envelope() -> None:
+    envelope = Envelope(attempts_max=3, deadline=60)
+    first = Plan(policy=RetryPolicy(attempts=3), envelope=envelope, spare=1)
+    for _ in range(2):
+        step = first.next((A, B, C), (), now=0)
+        assert isinstance(step, Dispatch)
+        first.failed(step.candidate, f.ServerError("x"), now=0, draw=0)
+    assert first.next((A, B, C), (), now=0) == GiveUp(f.ServerError("x"))
+    second = Plan(policy=RetryPolicy(attempts=3), envelope=envelope)
+    assert dispatched(second.next((A,), (), now=0)) == ("a", 3)
+    second.failed(A, f.ServerError("y"), now=0, draw=0)
+    assert second.next((A,), (), now=1) == GiveUp(f.ServerError("y"))
 
 
 def test_a_refused_key_turns_to_the_next_key_of_the_pool_at_once() -> None:
@@ -152,7 +168,7 @@ def test_without_any_worker_the_mend_is_named() -> None:
 
 
 def test_a_throttled_target_is_waited_for_within_the_deadline() -> None:
-    p = Plan(policy=RetryPolicy(), deadline=10)
+    p = plan(deadline=10)
     assert p.next((), (Skipped("a", "throttled", 2.0),), now=0) == Queue("a")
     turn = Candidate("a", "a", turn=True)
     step = p.next((turn,), (), now=2)
@@ -218,7 +234,7 @@ def test_every_plan_ends_within_its_envelope(
     events: list[tuple[f.Failure | None, float, float]],
 ) -> None:
     """Exactly one end, before the deadline's last call has run, never more calls than the envelope."""
-    p = Plan(policy=RetryPolicy(attempts=attempts), deadline=deadline)
+    p = plan(attempts, deadline)
     candidates = tuple(Candidate(n, n, keys=keys, epoch=1, probe=n in probes) for n in names)
     now, calls, called = 0.0, 0, []
     for failure, took, draw in events:

@@ -19,6 +19,7 @@ from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.options import Options, read_options
 from breakwater_gateway.router.plan import (
+    Envelope,
     Plan,
 )
 from breakwater_gateway.router.requests import decode_request
@@ -262,7 +263,7 @@ class Router(Actor):
             options=options,
             plan=Plan(
                 policy=model.retry,
-                deadline=now + total_s,
+                envelope=Envelope(attempts_max=model.retry.attempts, deadline=now + total_s),
                 first_key=self._turn,
             ),
             began=now,

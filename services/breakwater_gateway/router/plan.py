@@ -100,20 +100,52 @@ class _Tried:
         self.keys_left = max(0, keys - 1)
 
 
-class Plan:
-    def __init__(self, *, policy: RetryPolicy, deadline: float, first_key: int = 0) -> None:
-        """`deadline`: monotonic. `first_key` spreads requests over a pool of keys."""
-        self._policy = policy
-        self._first_key = first_key
+class Envelope:
+    """What one request may use in all: calls and time. Every plan it makes draws on the same one.
+
+    `attempts_max` counts every call: retries, hedges, fallbacks, re-asks, and those on another model.
+    """
+
+    __slots__ = ("attempts", "attempts_max", "deadline")
+
+    def __init__(self, *, attempts_max: int, deadline: float) -> None:
+        self.attempts_max = attempts_max
         self.deadline = deadline
+        """Monotonic."""
         self.attempts = 0
         """Calls dispatched so far."""
+
+
+class Plan:
+    def __init__(
+        self,
+        *,
+        policy: RetryPolicy,
+        envelope: Envelope,
+        first_key: int = 0,
+        spare: int = 0,
+    ) -> None:
+        """`first_key` spreads requests over a pool of keys. `spare`: calls of the envelope that are kept
+        for what comes after this plan; one call is made in any case."""
+        self.envelope = envelope
+        self._attempts_max = max(1, envelope.attempts_max - spare)
+        self._policy = policy
+        self._first_key = first_key
         self.last: f.Failure | None = None
         self._tried: dict[str, _Tried] = {}
         self._lost_claims: set[tuple[str, int]] = set()
         self._won: tuple[str, int] | None = None
         self._turned_away = 0
         self._final: f.Failure | None = None
+
+    @property
+    def deadline(self) -> float:
+        return self.envelope.deadline
+
+    @property
+    def attempts(self) -> int:
+        """Calls of the request so far, also those of its other plans."""
+        return self.envelope.attempts
 
     # ------------------------------------------------------------ what happened
 
@@ -128,7 +160,7 @@ class Plan:
         """The dispatched call was never made: the worker was full or gone before it began."""
         tried = self._tried_of(candidate)
         self._turned_away += 1
-        self.attempts -= 1
+        self.envelope.attempts -= 1
         tried.tries -= 1
         tried.at_once = True
 
@@ -173,7 +205,7 @@ class Plan:
             return GiveUp(
                 self.last or f.TotalTimeout("the deadline passed before anything answered")
             )
-        if self.attempts >= self._policy.attempts:
+        if self.attempts >= self._attempts_max:
             return GiveUp(self.last or f.NoDeployment("every attempt was used up"))
         if self._turned_away > BUSY_TRIES_MAX:
             return GiveUp(f.Overloaded("every worker is at capacity", retry_after_s=1.0))
@@ -196,7 +228,7 @@ class Plan:
         repeat = tried.tries > 0 and not tried.at_once and not candidate.turn
         tried.at_once = False
         tried.tries += 1
-        self.attempts += 1
+        self.envelope.attempts += 1
         key = (self._first_key + tried.next_key) % max(1, candidate.keys)
         return Dispatch(candidate, key, self.attempts, repeat)
 
