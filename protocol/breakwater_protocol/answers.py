@@ -101,6 +101,8 @@ class AnswerInfo(Struct, frozen=True):
     partial: str = ""
     """Why the answer is partial; empty when it is whole."""
     dropped_params: tuple[str, ...] = ()
+    seam: str = ""
+    """The deployment that went on with a stream when the first one broke off; empty for an answer of one piece."""
 
 
 class GatewayError(BreakwaterError):
@@ -270,8 +272,9 @@ class StreamFrames:
     """Which messages belong to a streamed answer, and in what order: pure arithmetic on headers.
 
     It locks on the attempt whose message 0 came first, so a worker given up for lost cannot splice
-    itself into its successor's answer. Only the router speaks without a number: to end an answer
-    whose worker died, or to refuse the request.
+    itself into its successor's answer. A later attempt takes over only where its message says so
+    (`breakwater-seam`) and bears the number that is due. Only the router speaks without a number: to
+    end an answer whose worker died, or to refuse the request.
     """
 
     __slots__ = ("attempt", "expected")
@@ -297,6 +300,8 @@ class StreamFrames:
         if not self.attempt:
             if seq:
                 raise StreamGap(expected=0, got=seq)
+            self.attempt = attempt
+        elif attempt > self.attempt and h.SEAM in headers:
             self.attempt = attempt
         elif attempt != self.attempt:
             return "ignore"
@@ -336,6 +341,7 @@ def info_of(request: str, said: Mapping[str, str], *, partial: str) -> AnswerInf
         budget_remaining=said.get(h.BUDGET_REMAINING, ""),
         partial=partial,
         dropped_params=tuple(part.strip() for part in dropped.split(",") if part.strip()),
+        seam=said.get(h.SEAM, ""),
     )
 
 

@@ -45,9 +45,10 @@ is refused.
 **Streams.** A chat request with `"stream": true` is answered by several messages, each with one or
 more chunk objects, one JSON object a line, and the header `breakwater-seq` 0, 1, 2 and so on. A gap
 or a repeat means that the answer cannot be continued. `breakwater-attempt` says which attempt speaks
-(absent: the first); a reader locks on the attempt whose message 0 it saw and ignores the others. The
-last message has an empty body and `breakwater-end`. An end without a number comes from the router,
-when the worker that was answering has died.
+(absent: the first); a reader locks on the attempt whose message 0 it saw and ignores the others,
+except where a later one says `breakwater-seam: <deployment>` and bears the number that is due: that
+deployment goes on where the stream broke off. The last message has an empty body and `breakwater-end`.
+An end without a number comes from the router, when the worker that was answering has died.
 
 **No gateway.** Where nobody serves, NATS itself answers at once with an empty message and status 503.
 
@@ -147,8 +148,9 @@ _ANSWERED: Final[Mapping[str, tuple[Json, str]]] = {
     h.DROPPED_PARAMS: (_TEXT, "Parameters that this deployment does not know."),
 }
 _FRAMED: Final[Mapping[str, tuple[Json, str]]] = {
-    h.SEQ: (_NUMBER, "Number of the message within its attempt, from 0."),
+    h.SEQ: (_NUMBER, "Number of the message within the stream, from 0."),
     h.ATTEMPT: (_NUMBER, "Which attempt speaks; absent means 1."),
+    h.SEAM: (_TEXT, "The deployment that from here on goes on with a stream that broke off."),
 }
 _FAILED: Final[Mapping[str, tuple[Json, str]]] = {
     h.SERVICE_ERROR_CODE: ({"type": "string", "pattern": "^[45][0-9]{2}$"}, "An HTTP status."),

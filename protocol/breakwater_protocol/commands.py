@@ -3,10 +3,15 @@
 All times that cross a process are what is left in seconds, never a clock reading.
 """
 
+from typing import Literal
+
 from msgspec import Raw, Struct
 
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.failures import Failure
+
+Priority = Literal["critical", "interactive", "batch"]
+"""Who waits and who is shed first: `batch` gives way before `interactive`, `critical` last."""
 
 
 class Work(Struct, frozen=True, omit_defaults=True):
@@ -53,6 +58,15 @@ class Work(Struct, frozen=True, omit_defaults=True):
     org: str = ""
     feature: str = ""
     properties: dict[str, str] = {}
+    priority: Priority = "interactive"
+    copy_to: str = ""
+    """Whatever the worker says to `answer_to` it says here too, headers and all; empty: to nobody else."""
+    continues: bytes = b""
+    """What the caller has of a stream that was cut: its lines, in the caller's dialect, joined by line ends.
+    This attempt goes on from there, on the same stream: nothing of the beginning is said again, and its
+    first message carries `breakwater-seam`."""
+    seq_from: int = 0
+    """The number that the first message of this attempt's stream bears: how many went before."""
 
 
 class Started(Struct, frozen=True, omit_defaults=True, tag="started", tag_field="reply"):
@@ -72,6 +86,8 @@ class Finished(Struct, frozen=True, omit_defaults=True, tag="finished", tag_fiel
     answered: bool
     failure: Failure | None = None
     usage: Usage | None = None
+    metered: bool = False
+    """`usage` is the worker's own count of a call that was cut: its provider never told."""
     cost_nano_usd: int | None = None
     """None: the model has no known price."""
     first_token_ms: float | None = None

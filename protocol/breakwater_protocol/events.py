@@ -61,6 +61,8 @@ class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     first_token_ms: float | None = None
     duration_ms: float = 0.0
     usage: Usage | None = None
+    metered: bool = False
+    """`usage` is the worker's own count of a call that was cut: its provider never told."""
     cost_nano_usd: int | None = None
     api: str = "chat"
     stream: bool = False
@@ -186,6 +188,10 @@ class ConfigChanged(Struct, frozen=True):
 
 class TargetLoad(Struct, frozen=True, omit_defaults=True):
     in_flight: int = 0
+    limit: int = 0
+    """Calls that the worker now lets this target have at a time; 0: it has found no reason to hold back."""
+    queued: int = 0
+    """Calls that wait for a place under the limit."""
 
 
 class Heartbeat(Struct, frozen=True, omit_defaults=True):

@@ -39,6 +39,9 @@ END: Final = "breakwater-end"
 # Which attempt a chunk belongs to; absent means the first. A reader locks on the attempt whose
 # chunk 0 it saw, so that a worker given up for lost cannot splice itself into the next answer.
 ATTEMPT: Final = "breakwater-attempt"
+# On the first message with which another deployment goes on where a cut stream stopped: that deployment.
+# A reader locked on an earlier attempt takes this one from here, if the number is the one it expects.
+SEAM: Final = "breakwater-seam"
 
 # Of NATS micro services.
 SERVICE_ERROR: Final = "Nats-Service-Error"

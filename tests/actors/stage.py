@@ -39,6 +39,7 @@ from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_gateway.runtime.service import ConfigHolder, publish_config
 from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.telemetry import Log
 from breakwater_gateway.worker.actor import Worker
 from breakwater_gateway.worker.http.answer import Answer
 from breakwater_gateway.worker.http_client import (
@@ -359,15 +360,21 @@ class _Log:
 _LOG = _Log()
 
 
+def quiet_log() -> Log:
+    return _LOG
+
+
 @asynccontextmanager
-async def stage(settings: Config, *, workers: int = 1) -> AsyncIterator[Gateway]:
+async def stage(
+    settings: Config, *, workers: int = 1, actors: tuple[str, ...] = ()
+) -> AsyncIterator[Gateway]:
+    """A process for each of `actors`; by default health, so many workers and a router."""
     async with anyio.create_task_group() as tasks:
         gateway = Gateway(tasks, settings)
         await gateway.listen()
-        await gateway.add("health")
-        for number in range(1, workers + 1):
-            await gateway.add("worker" if number == 1 else f"worker-{number}")
-        await gateway.add("router")
+        fleet = ["worker", *(f"worker-{number}" for number in range(2, workers + 1))]
+        for name in actors or ("health", *fleet, "router"):
+            await gateway.add(name)
         yield gateway
         assert gateway.hub.guard.failures == 0
         for scope in gateway.scopes.values():

@@ -1,5 +1,6 @@
 """The framing of streams: whatever is interleaved, lost or repeated, an answer is never spliced."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,34 @@ def test_a_whole_attempt_is_taken_whole_among_any_stragglers(data: st.DataObject
         got += 1
     assert got == length
     assert frames.take({"breakwater-end": "partial"}) == "end"
+
+
+@given(st.data())
+def test_a_later_attempt_goes_on_only_where_it_says_so_and_only_at_the_number_that_is_due(
+    data: st.DataObject,
+) -> None:
+    length = data.draw(st.integers(1, 5))
+    frames = StreamFrames()
+    for seq in range(length):
+        assert frames.take({"breakwater-seq": str(seq)}) == "chunk"
+    later = {"breakwater-seq": str(length), "breakwater-attempt": "2"}
+    assert frames.take(later) == "ignore"
+    seam = {
+        **later,
+        "breakwater-seam": "another",
+        "breakwater-seq": str(data.draw(st.integers(0, 9))),
+    }
+    if seam["breakwater-seq"] != str(length):
+        with pytest.raises(StreamGap):
+            frames.take(seam)
+        return
+    assert frames.take(seam) == "chunk"
+    # The one that was given up has lost its say, its end and a seam of its own included.
+    stragglers: list[dict[str, str]] = [{}, {"breakwater-end": "partial"}, {"breakwater-seam": "a"}]
+    for straggler in stragglers:
+        assert frames.take({"breakwater-seq": str(length), **straggler}) == "ignore"
+    last = {**later, "breakwater-seq": str(length + 1), "breakwater-end": "ok"}
+    assert frames.take(last) == "end"
 
 
 @given(st.dictionaries(st.sampled_from(["seq", "attempt", "end"]), st.text(max_size=30)))

@@ -28,6 +28,16 @@ def test_their_whole_end_is_a_comment_and_their_broken_one_an_error_event(api: s
     assert json.loads(event.split(b"data: ")[1])["type"] == "error"
 
 
+@pytest.mark.parametrize("api", ["chat", "messages", "responses"])
+def test_a_seam_is_a_comment_that_names_who_goes_on(api: str) -> None:
+    assert framing(api).seam("other") == b": breakwater-seam=other\n\n"
+
+
+@pytest.mark.parametrize("sse", [True, False])
+def test_googles_clients_read_every_line_so_their_stream_has_none(sse: bool) -> None:
+    assert framing("generate", sse=sse).seam("other") == b""
+
+
 def test_gemini_streams_as_events_or_as_one_array() -> None:
     assert framing("generate").events(b'{"a":1}') == b'data: {"a":1}\n\n'
     array = framing("generate", sse=False)

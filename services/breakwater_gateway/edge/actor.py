@@ -325,6 +325,7 @@ class Edge(Actor):
         headers, responder = message.headers, call.responder
         attempt = headers.get(h.ATTEMPT, "1")
         seq = headers.get(h.SEQ)
+        seam = headers.get(h.SEAM, "")
         if not call.started:
             if seq is not None and seq != "0":
                 return  # of an attempt whose beginning never reached us
@@ -338,14 +339,18 @@ class Edge(Actor):
                     *http.http_headers(headers),
                 ],
             )
-        elif attempt != call.attempt and h.END not in headers:
-            return
+        elif seam and (len(attempt), attempt) > (len(call.attempt), call.attempt):
+            call.attempt = attempt  # another deployment goes on with the answer, and says so
+        elif attempt != call.attempt and (seq is not None or h.END not in headers):
+            return  # only the router speaks for all of them, and it numbers nothing
         if seq is not None and attempt == call.attempt:
             if seq != str(call.next_seq):
                 self._cut(call, "gap")
                 return
             call.next_seq += 1
         if message.data:
+            if seam:
+                responder.write(call.framing.seam(seam))
             responder.write(call.framing.events(message.data))
         if h.END in headers:
             responder.write(call.framing.end(headers))

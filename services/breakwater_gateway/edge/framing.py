@@ -1,11 +1,11 @@
 """How each API frames a stream over HTTP, given the JSON lines that come over the bus.
 
-| api | event | whole end | broken end |
-|---|---|---|---|
-| `chat` | `data: …` | totals as a comment, `data: [DONE]` | comment, `data: {"error":…}` |
-| `messages` | `event: <type>` and `data: …` | comment | comment, `event: error` |
-| `responses` | `event: <type>` and `data: …` | comment | comment, `event: error` |
-| `generate` | `data: …`, or elements of one JSON array | nothing, or `]` | an error object, then `]` |
+| api | event | seam | whole end | broken end |
+|---|---|---|---|---|
+| `chat` | `data: …` | comment | totals as a comment, `data: [DONE]` | comment, `data: {"error":…}` |
+| `messages` | `event: <type>` and `data: …` | comment | comment | comment, `event: error` |
+| `responses` | `event: <type>` and `data: …` | comment | comment | comment, `event: error` |
+| `generate` | `data: …`, or elements of one JSON array | nothing | nothing, or `]` | an error object, then `]` |
 
 Sources: OpenAI API reference, "Streaming"; Anthropic, "Streaming messages"; Gemini API, `alt=sse`. Pure.
 """
@@ -31,6 +31,10 @@ class Framing(Protocol):
         """The lines of one message."""
         ...
 
+    def seam(self, deployment: str) -> bytes:
+        """Before the first event of a deployment that goes on where another broke off."""
+        ...
+
     def end(self, bus: Mapping[str, str]) -> bytes:
         """What closes the stream, from the headers of the last message."""
         ...
@@ -41,6 +45,9 @@ class ChatEvents:
 
     def events(self, data: bytes) -> bytes:
         return openai.sse_events(data)
+
+    def seam(self, deployment: str) -> bytes:
+        return openai.sse_seam(deployment)
 
     def end(self, bus: Mapping[str, str]) -> bytes:
         return openai.sse_end(bus)
@@ -56,6 +63,9 @@ class NamedEvents:
 
     def events(self, data: bytes) -> bytes:
         return b"".join(_named(line) for line in data.split(b"\n"))
+
+    def seam(self, deployment: str) -> bytes:
+        return openai.sse_seam(deployment)
 
     def end(self, bus: Mapping[str, str]) -> bytes:
         comment = openai.sse_totals(bus)
@@ -90,6 +100,10 @@ class GeminiEvents:
     def events(self, data: bytes) -> bytes:
         return openai.sse_events(data)
 
+    def seam(self, deployment: str) -> bytes:
+        del deployment  # for the same reason as the totals
+        return b""
+
     def end(self, bus: Mapping[str, str]) -> bytes:
         # Google's SDK reads every line as JSON, comments too: the totals stay on the bus.
         if bus.get(h.END) == "ok":
@@ -110,6 +124,10 @@ class GeminiArray:
         first = b"," if self._open else b"["
         self._open = True
         return first + data.replace(b"\n", b",\r\n") + b"\r\n"
+
+    def seam(self, deployment: str) -> bytes:
+        del deployment  # an array of answers has no place for it
+        return b""
 
     def end(self, bus: Mapping[str, str]) -> bytes:
         closing = b"]" if self._open else b"[]"

@@ -133,6 +133,11 @@ def sse_totals(bus: Mapping[str, str]) -> bytes:
     return f": {totals}\n\n".encode()
 
 
+def sse_seam(deployment: str) -> bytes:
+    """A comment line where another deployment goes on with the answer."""
+    return f": {h.SEAM}={deployment}\n\n".encode()
+
+
 def cut_failure(reason: str) -> f.Failure:
     """Why an answer is partial, as a failure that a client can read."""
     said = "the answer above is partial: "

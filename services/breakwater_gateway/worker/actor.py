@@ -132,7 +132,7 @@ class _Run:
         """Something of the answer went to the caller."""
         self.finish_sent = False
         """The caller has its terminal message."""
-        self.seq = 0
+        self.seq = work.seq_from
         self.usage: Usage | None = None
         self.price: ModelPrice | None = None
         self.left_at = now
@@ -440,7 +440,7 @@ class Worker(Actor):
         run.provider_s = self.context.clock.now() - run.left_at
         headers = self._facts(run)
         headers.update(self._totals(run))
-        self.context.bus.publish(work.answer_to, answer.body, headers=headers)
+        self._say(work, answer.body, headers)
         run.started = run.finish_sent = True
         return None
 
@@ -480,12 +480,13 @@ class Worker(Actor):
         if not run.started:
             # Before the first byte, so that nobody else answers once it may have arrived.
             self._tell(run, Started(work.request, work.attempt, self.context.id))
-            headers.update(self._facts(run))
+            if work.continues:
+                headers[h.SEAM] = work.deployment
+            else:
+                headers.update(self._facts(run))
             run.started = True
         run.seq += 1
-        self.context.bus.publish(
-            work.answer_to, lines[0] if len(lines) == 1 else b"\n".join(lines), headers=headers
-        )
+        self._say(work, lines[0] if len(lines) == 1 else b"\n".join(lines), headers)
 
     def _send_end(self, run: _Run, end: str, partial: str) -> None:
         headers = {h.SEQ: str(run.seq), h.END: end}
@@ -496,7 +497,13 @@ class Worker(Actor):
         if partial:
             headers[h.PARTIAL] = partial
         run.finish_sent = True
-        self.context.bus.publish(run.work.answer_to, headers=headers)
+        self._say(run.work, b"", headers)
+
+    def _say(self, work: Work, data: bytes, headers: dict[str, str]) -> None:
+        bus = self.context.bus
+        bus.publish(work.answer_to, data, headers=headers)
+        if work.copy_to:
+            bus.publish(work.copy_to, data, headers=headers)
 
     def _facts(self, run: _Run) -> dict[str, str]:
         work = run.work
