@@ -166,6 +166,9 @@ DEPLOYMENTS = st.fixed_dictionaries(
         "http2": st.booleans(),
     },
 )
+PROSE = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=20
+).filter(str.strip)
 FILES = st.fixed_dictionaries(
     {
         "models": st.dictionaries(
@@ -178,6 +181,10 @@ FILES = st.fixed_dictionaries(
                     "retry": st.fixed_dictionaries(
                         {}, optional={"budget": st.floats(0, 1), "attempts": st.integers(1, 100)}
                     ),
+                    "on_context_length": st.sampled_from(["truncate", "fail"]),
+                    "on_content_filter": st.just("next"),
+                    "hedge": st.fixed_dictionaries({}, optional={"after": DURATIONS}),
+                    "ladder": st.sampled_from([["cache", "static"], ["stale", "error"]]),
                     "breaker": st.fixed_dictionaries(
                         {}, optional={"window": DURATIONS, "open_cap": DURATIONS}
                     ),
@@ -188,6 +195,17 @@ FILES = st.fixed_dictionaries(
         )
     },
     optional={
+        "static_answers": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "questions": st.lists(PROSE, min_size=1, max_size=3),
+                    "answer": PROSE,
+                }
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        "static_default": PROSE,
         "limits": st.fixed_dictionaries({"connections": st.integers(1, 1_000_000)}),
         "providers": st.fixed_dictionaries(
             {},

@@ -248,10 +248,6 @@ FILE_MISTAKES = [
         "breakwater.yaml:4: models.a.cache: caching is",
     ),
     (
-        f"models:\n  a:\n    {D}\n    ladder: [error]",
-        "breakwater.yaml:4: models.a.ladder: the degrad",
-    ),
-    (
         f"models:\n  a:\n    strategy: cost\n    {D}",
         (
             "breakwater.yaml:3: models.a.strategy: the strategy cost is not served by this version;"

@@ -50,7 +50,13 @@ FULL: dict[str, Any] = {
                 }
             ],
             "timeouts": {"connect": "1s", "ttft": "250ms", "idle": "1.5s", "total": "1m30s"},
-            "retry": {"attempts": 1, "base": "1s", "cap": "2s", "budget": 0.5},
+            "retry": {
+                "attempts": 3,
+                "base": "1s",
+                "cap": "2s",
+                "budget": 0.5,
+                "jitter": "plus50",
+            },
             "breaker": {
                 "window": "1s",
                 "min_requests": 1,
@@ -59,8 +65,17 @@ FULL: dict[str, Any] = {
                 "open": "1s",
                 "open_cap": "1h",
             },
-        }
+            "on_context_length": "summarize:b",
+            "on_content_filter": "model:b",
+            "on_cut": "continue",
+            "hedge": {"after": "2s", "max": 1},
+            "ladder": ["cache", "stale", "simple_model:b", "static", "error"],
+        },
+        "b": {"deployments": [{"model": "openai/gpt-4o-mini"}]},
     },
+    "static_answers": [{"questions": ["When are you open?"], "answer": "Every day."}],
+    "static_threshold": 0.5,
+    "static_default": "Nobody can answer right now.",
     "providers": {
         "p": {
             "wire": "openai",

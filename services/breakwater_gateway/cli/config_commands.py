@@ -83,11 +83,12 @@ def config_commands(fetch_live: FetchLive) -> click.Group:
 
 
 def _check(file: str, *, as_json: bool) -> None:
+    from breakwater_gateway.cli.config_files import Beside
     from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
 
     text = read_config_file(file)
     try:
-        config = load_text(text, source=file, environment=os.environ)
+        config = load_text(text, source=file, environment=os.environ, read_file=Beside(file))
     except ConfigError as error:
         if as_json:
             click.echo(json.dumps(_report(file, error=error)))
@@ -105,11 +106,12 @@ def _check(file: str, *, as_json: bool) -> None:
 
 
 def _show_file(file: str, *, as_json: bool) -> None:
+    from breakwater_gateway.cli.config_files import Beside
     from breakwater_gateway.config.load import ConfigError, load_text
 
     text = read_config_file(file)
     try:
-        config = load_text(text, source=file, environment=os.environ)
+        config = load_text(text, source=file, environment=os.environ, read_file=Beside(file))
     except ConfigError as error:
         _fail(error)
     _print(config, f"from {json.dumps(file)}", as_json=as_json)

@@ -169,6 +169,7 @@ def embedded_server() -> Finding:
 def configuration(path: str | None) -> list[Finding]:
     """Of the file, or of what `up` would serve without one. Reads files."""
     from breakwater_gateway.cli.config_commands import Unavailable, read_config_file, readable
+    from breakwater_gateway.cli.config_files import Beside
     from breakwater_gateway.config.defaults import with_keys
     from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
 
@@ -178,7 +179,9 @@ def configuration(path: str | None) -> list[Finding]:
             return [Finding("config", "ok", f"no file; keys here for {', '.join(providers)}")]
         return [Finding("config", "ok", "no file and no provider key: `up` serves the simulator")]
     try:
-        config: Config = load_text(read_config_file(path), source=path, environment=os.environ)
+        config: Config = load_text(
+            read_config_file(path), source=path, environment=os.environ, read_file=Beside(path)
+        )
     except Unavailable as error:
         return [Finding("config", "broken", error.message, "breakwater doctor --config FILE")]
     except ConfigError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import anyio
 from msgspec import Struct
 
+from breakwater_gateway.cli.config_files import Beside
 from breakwater_gateway.config.codec import (
     Stored,
     decode_stored,
@@ -89,8 +90,13 @@ def read_config(path: str) -> tuple[Stored, Config]:
             text = file.read(TEXT_MAX + 1)
     except OSError as error:
         raise CannotStart(f"cannot read the configuration {path}: {error.strerror}") from None
-    config = load_text(text, source=Path(path).name, environment=os.environ)
-    return Stored(source=Path(path).name, text=text.decode("utf-8")), config
+    return _read(path, text)
+
+
+def _read(path: str, text: bytes) -> tuple[Stored, Config]:
+    beside, name = Beside(path), Path(path).name
+    config = load_text(text, source=name, environment=os.environ, read_file=beside)
+    return Stored(source=name, text=text.decode("utf-8"), files=beside.read), config
 
 
 async def publish_once(nats: str, stored: Stored) -> None:
@@ -204,11 +210,9 @@ class _Serving:
 
     async def publish_file(self, text: bytes) -> None:
         """A saved change becomes a revision. Raises `ConfigError` when it has mistakes."""
-        name = Path(self.process.config_path).name
         # In a thread: ten thousand models take a second to read.
-        await asyncio.to_thread(load_text, text, source=name, environment=os.environ)
+        stored, _ = await asyncio.to_thread(_read, self.process.config_path, text)
         if self.bus is not None:
-            stored = Stored(source=name, text=text.decode("utf-8"))
             await publish_config(self.bus, self.subjects, encode_stored(stored))
 
     def on_metrics_asked(self, message: Message) -> None:

@@ -38,6 +38,8 @@ class Stored(Struct, frozen=True):
     """The YAML, byte for byte."""
     simulator: bool = False
     """Made by `default_config` for the built-in simulator."""
+    files: dict[str, str] = {}
+    """Contents of the files that the text names: other machines need not have them."""
 
 
 _stored = msgspec.json.Decoder(Stored)
@@ -55,7 +57,15 @@ def decode_stored(data: bytes) -> Stored:
 
 def load_stored(stored: Stored, environment: Mapping[str, str]) -> Config:
     """The configuration that a stored revision describes here. Raises `ConfigError`."""
-    config = load_text(stored.text, source=stored.source, environment=environment)
+
+    def read_file(name: str) -> bytes:
+        if name not in stored.files:
+            raise ValueError("the revision does not hold it")
+        return stored.files[name].encode()
+
+    config = load_text(
+        stored.text, source=stored.source, environment=environment, read_file=read_file
+    )
     return msgspec.structs.replace(config, simulator=stored.simulator)
 
 

@@ -50,6 +50,8 @@ _DURATION_PART: Final = re.compile(r"([0-9.]+)(ms|[smhd])")
 KEY_REF_PATTERN: Final = r"(?:env:[A-Za-z_][A-Za-z0-9_]{0,255}|file:[^\x00-\x1f\x7f]{1,4096})"
 _KEY_REF: Final = re.compile(KEY_REF_PATTERN)
 
+_FILE_PATTERN: Final = r"[^\x00-\x1f\x7f]{1,1024}"
+
 _URL_MAX: Final = 2048
 _URL_PATTERN: Final = r"https?://[!-\"$->@-~]+"  # printable ASCII but ? and #
 
@@ -109,6 +111,59 @@ class Text(Struct, frozen=True):
     def schema(self) -> JsonSchema:
         type_ = "string" if self.worded else _AS_TEXT
         return {"type": type_, "pattern": f"^{self.pattern}$", "maxLength": self.max_length}
+
+
+class Prose(Struct, frozen=True):
+    """Text of a person's own, in any script, of at most `max_length` characters."""
+
+    expected: str
+    max_length: int
+
+    def read(self, node: Node, path: Path, report: Report) -> str | None:
+        text = _text(node, self.expected, path, report)
+        if text is None:
+            return None
+        if not text.strip():
+            _unexpected(node, self.expected, "nothing", path, report)
+            return None
+        if len(text) > self.max_length:
+            message = f"expected {self.expected}, at most {self.max_length:_} characters"
+            report.add(path, node.line, node.column, f"{message}; this has {len(text):_}")
+            return None
+        return text
+
+    def schema(self) -> JsonSchema:
+        return {"type": _AS_TEXT, "minLength": 1, "maxLength": self.max_length}
+
+
+class FileName(Struct, frozen=True):
+    """The name of a file, as it was written, and where."""
+
+    name: str
+    line: int
+    column: int
+
+
+class InFile(Struct, Generic[T], frozen=True):
+    """A value that stands here, or in a file of its own that is named here."""
+
+    item: Kind[T]
+    expected: str
+
+    def read(self, node: Node, path: Path, report: Report) -> T | FileName | None:
+        if not isinstance(node, Scalar):
+            return self.item.read(node, path, report)
+        text = _text(node, self.expected, path, report)
+        if text is None:
+            return None
+        if not re.fullmatch(_FILE_PATTERN, text):
+            _unexpected(node, self.expected, shown(text), path, report)
+            return None
+        return FileName(text, node.line, node.column)
+
+    def schema(self) -> JsonSchema:
+        name = {"type": _AS_TEXT, "pattern": f"^{_FILE_PATTERN}$"}
+        return {"anyOf": [name, self.item.schema()]}
 
 
 class Whole(Struct, frozen=True):

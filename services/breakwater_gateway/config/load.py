@@ -29,6 +29,7 @@ from breakwater_gateway.config.model import (
     BreakerPolicy,
     Config,
     Deployment,
+    Jitter,
     KeyRef,
     Limits,
     Model,
@@ -42,6 +43,15 @@ from breakwater_gateway.config.model import (
 )
 from breakwater_gateway.config.problems import ConfigError, Path, Problem, Report, shown
 from breakwater_gateway.config.provider import PARAMS, Given, Provider, auth_of, needs, settle
+from breakwater_gateway.config.recovery import (
+    ReadFile,
+    check_recovery,
+    read_hedge,
+    read_ladder,
+    read_on_content_filter,
+    read_on_context_length,
+    read_static_answers,
+)
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
@@ -52,8 +62,16 @@ T = TypeVar("T")
 _EMPTY: Final = Block({}, {}, 1, 1)
 
 
-def load_text(text: str | bytes, *, source: str, environment: Mapping[str, str]) -> Config:
+def load_text(
+    text: str | bytes,
+    *,
+    source: str,
+    environment: Mapping[str, str],
+    read_file: ReadFile | None = None,
+) -> Config:
     """The configuration that `text` describes; `source` names it in messages.
+
+    `read_file` answers for the files that it names; without it there are none.
 
     `environment` only decides which of a provider's usual variables is meant where the file names no
     key. Raises `ConfigError` with all mistakes found, and nothing else.
@@ -63,7 +81,7 @@ def load_text(text: str | bytes, *, source: str, environment: Mapping[str, str])
     block = None if root is None else keys.ROOT.read(root, (), report)
     if block is None:
         raise report.error()
-    config = _Builder(report, environment).config(block)
+    config = _Builder(report, environment).config(block, read_file)
     report.raise_any()
     return config
 
@@ -142,20 +160,23 @@ class _Builder:
         self._made: dict[str, int] = {}
         """How often each provider/model has been made an id, so that a repeat need not be searched."""
 
-    def config(self, root: Block) -> Config:
+    def config(self, root: Block, read_file: ReadFile | None) -> Config:
         providers = root.get(keys.PROVIDERS)
         self._own_hosts(providers or {})
         entries = root.get(keys.MODELS) or {}
         self._claim_ids(entries)
         models = {name: self._model(name, entry) for name, entry in entries.items()}
-        return Config(
+        config = Config(
             models=models,
             auth=Auth(),
             telemetry=self._telemetry(root.get(keys.TELEMETRY) or _EMPTY),
             limits=self._limits(root.get(keys.LIMITS) or _EMPTY),
             budgets=read_budgets(root.get(keys.BUDGETS), self._report),
             rate_limits=read_rate_limits(root.get(keys.RATE_LIMITS), self._report),
+            static_answers=read_static_answers(root, read_file, self._report),
         )
+        check_recovery(config, entries, self._report)
+        return config
 
     # --- providers ------------------------------------------------------------------------------
 
@@ -314,6 +335,7 @@ class _Builder:
                 "every deployment has weight 0, so none would ever be chosen; give one a weight"
             )
             self._add((*path, "deployments"), block.mark(keys.DEPLOYMENTS), message)
+        retry = self._retry(block.get(keys.RETRY) or _EMPTY, (*path, "retry"))
         return Model(
             name=name,
             deployments=tuple(deployments),
@@ -322,8 +344,13 @@ class _Builder:
                 "Literal['report', 'refuse']", block.get(keys.UNSUPPORTED) or "report"
             ),
             timeouts=self._timeouts(block.get(keys.TIMEOUTS) or _EMPTY, (*path, "timeouts")),
-            retry=self._retry(block.get(keys.RETRY) or _EMPTY, (*path, "retry")),
+            retry=retry,
             breaker=self._breaker(block.get(keys.BREAKER) or _EMPTY, (*path, "breaker")),
+            on_context_length=read_on_context_length(block, path, self._report),
+            on_content_filter=read_on_content_filter(block),
+            on_cut=cast("Literal['partial', 'continue']", block.get(keys.ON_CUT) or "partial"),
+            hedge=read_hedge(block),
+            ladder=read_ladder(block, path, retry.attempts, self._report),
         )
 
     def _deployment(self, block: Block, path: Path, name: str) -> Deployment | None:
@@ -469,6 +496,7 @@ class _Builder:
             base_s=self._within(block, keys.BASE, usual.base_s, bound=bound, path=path),
             cap_s=cap,
             budget=_or(block.get(keys.BUDGET), usual.budget),
+            jitter=cast("Jitter", block.get(keys.JITTER) or usual.jitter),
         )
 
     def _breaker(self, block: Block, path: Path) -> BreakerPolicy:

@@ -107,6 +107,10 @@ class Timeouts(Struct, frozen=True):
     total_s: float = 60.0
 
 
+Jitter = Literal["full", "plus50"]
+"""How a wait is spread: `full` anywhere from nothing to all of it; `plus50` all of it and up to half more."""
+
+
 class RetryPolicy(Struct, frozen=True):
     attempts: int = 3
     """Calls in all, the first included."""
@@ -114,6 +118,7 @@ class RetryPolicy(Struct, frozen=True):
     cap_s: float = 8.0
     budget: float = 0.2
     """Retries allowed per request over 10 s, besides one a second."""
+    jitter: Jitter = "full"
 
 
 class BreakerPolicy(Struct, frozen=True):
@@ -153,6 +158,57 @@ class Embeddings(Struct, frozen=True):
     """`minilm`, or a folder with `model.safetensors` and `tokenizer.json` of the same architecture."""
 
 
+class OnContextLength(Struct, frozen=True):
+    """What becomes of a prompt that does not fit: shortened, asked of a larger model, or refused."""
+
+    do: Literal["truncate", "summarize", "model", "fail"] = "fail"
+    model: str = ""
+    """Of `summarize`: who writes the summary; of `model`: who is asked instead."""
+
+
+class OnContentFilter(Struct, frozen=True):
+    """What becomes of a request that a provider's safety system refused."""
+
+    do: Literal["next", "model", "fail"] = "fail"
+    model: str = ""
+
+
+class Hedge(Struct, frozen=True):
+    """A second call beside one that is slow to say its first token."""
+
+    after_s: float | None = None
+    """None: the 95th percentile of the target's first tokens, as learned."""
+    max: int = 1
+
+
+RungKind = Literal["cache", "stale", "simple_model", "static", "error"]
+
+
+class Rung(Struct, frozen=True):
+    """One step down from the model's own deployments."""
+
+    kind: RungKind
+    model: str = ""
+    """Of `simple_model`."""
+
+
+class StaticAnswer(Struct, frozen=True):
+    """A written answer, and questions that it answers."""
+
+    questions: tuple[str, ...]
+    answer: str
+
+
+class StaticAnswers(Struct, frozen=True):
+    """What can be said without any provider."""
+
+    entries: tuple[StaticAnswer, ...] = ()
+    threshold: float = 0.6
+    """The least score, in 0…1, at which a question counts as asked."""
+    default: str = ""
+    """Said when no answer fits; empty: then there is none."""
+
+
 class Model(Struct, frozen=True):
     """A logical model: all that an application ever sees. A name ending in `*` is a prefix match."""
 
@@ -164,6 +220,13 @@ class Model(Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
+    on_context_length: OnContextLength = OnContextLength()
+    on_content_filter: OnContentFilter = OnContentFilter()
+    on_cut: Literal["partial", "continue"] = "partial"
+    """A stream that broke off is ended as partial, or goes on from another deployment."""
+    hedge: Hedge | None = None
+    ladder: tuple[Rung, ...] = ()
+    """The rungs as written, tried in order when nothing of the model's own answers; empty: the error alone."""
 
 
 class Auth(Struct, frozen=True):
@@ -236,6 +299,7 @@ class Config(Struct, frozen=True):
     embeddings: Embeddings | None = None
     budgets: tuple[Budget, ...] = ()
     rate_limits: tuple[RateLimit, ...] = ()
+    static_answers: StaticAnswers = StaticAnswers()
     simulator: bool = False
     """True when the default configuration points at the built-in simulator."""
 

@@ -31,13 +31,9 @@ WIRES: Final[dict[Wire, str]] = {
 KEYS: Final[dict[str, dict[str, str]]] = {
     "": {
         "embeddings": "semantic matching by embeddings",
-        "static_answers": "answering from a written list",
     },
     "models.*": {
         "cache": "caching",
-        "on_context_length": "a policy for context length",
-        "on_content_filter": "a policy for content filters",
-        "ladder": "the degradation ladder",
     },
     "telemetry": {
         "otlp": "export over OTLP",

@@ -10,6 +10,7 @@ from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price
 from breakwater_gateway.config.provider import Provider, auth_of
+from breakwater_gateway.config.recovery import show_recovery, show_static_answers
 
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -40,6 +41,7 @@ def effective(config: Config) -> Plain:
         "connections": limits.connections,
         "in_flight": limits.in_flight,
     }
+    data.update(show_static_answers(config.static_answers))
     return data
 
 
@@ -88,6 +90,7 @@ def _model(model: Model) -> Plain:
             "base": format_duration(retry.base_s),
             "cap": format_duration(retry.cap_s),
             "budget": retry.budget,
+            "jitter": retry.jitter,
         },
         "breaker": {
             "window": format_duration(breaker.window_s),
@@ -97,6 +100,7 @@ def _model(model: Model) -> Plain:
             "open": format_duration(breaker.open_s),
             "open_cap": format_duration(breaker.open_cap_s),
         },
+        **show_recovery(model),
     }
 
 

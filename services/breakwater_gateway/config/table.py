@@ -8,13 +8,16 @@ from breakwater_gateway.config.kinds import (
     Block,
     Choice,
     Duration,
+    FileName,
     Headers,
     Hook,
+    InFile,
     Key,
     KeyRefs,
     ListOf,
     MapOf,
     Number,
+    Prose,
     Section,
     Setting,
     Share,
@@ -154,7 +157,14 @@ ATTEMPTS: Final = Key("attempts", Whole(1, 100), "Calls in all, the first includ
 BASE: Final = Key("base", Duration(3_600), "First wait, before jitter; default 250ms.")
 CAP: Final = Key("cap", Duration(3_600), "Longest wait; default 8s.")
 BUDGET: Final = Key("budget", Number(0, 1), "Retries per request over 10 s; default 0.2.")
-RETRY: Final = Key("retry", Section("retry", (ATTEMPTS, BASE, CAP, BUDGET)), "When to try again.")
+JITTER: Final = Key(
+    "jitter",
+    Choice(("full", "plus50")),
+    "Of a wait w: anywhere from 0 to w, or, plus50, from w to 1.5 w; default full.",
+)
+RETRY: Final = Key(
+    "retry", Section("retry", (ATTEMPTS, BASE, CAP, BUDGET, JITTER)), "When to try again."
+)
 
 WINDOW: Final = Key("window", Duration(_DAY_S), "What failures are counted over; default 30s.")
 MIN_REQUESTS: Final = Key(
@@ -174,9 +184,60 @@ BREAKER: Final = Key(
     "When a deployment is left alone.",
 )
 
+_NAME: Final = r"[!-~](?:[ -~]*[!-~])?"
+ON_CONTEXT_LENGTH: Final = Key(
+    "on_context_length",
+    Text(
+        "truncate, summarize, summarize:<model>, model:<model> or fail",
+        rf"(?:truncate|summarize(?::{_NAME})?|model:{_NAME}|fail)",
+        NAME_MAX,
+        worded=True,
+    ),
+    "A prompt that does not fit: drop the oldest turns, have a model sum them up, ask a larger model,"
+    " or fail; summarize alone takes the ladder's simple model. Default fail.",
+)
+ON_CONTENT_FILTER: Final = Key(
+    "on_content_filter",
+    Text("next, model:<model> or fail", rf"(?:next|model:{_NAME}|fail)", NAME_MAX, worded=True),
+    "What a provider's safety system refused: ask the next deployment, another model, or fail;"
+    " default fail.",
+)
+ON_CUT: Final = Key(
+    "on_cut",
+    Choice(("partial", "continue")),
+    "A stream that breaks off: ended as partial, or continued by another deployment; default partial.",
+)
+HEDGE_AFTER: Final = Key(
+    "after",
+    Text("p95 or a duration such as 2s", rf"(?:p95|{DURATION_PATTERN})", 40, worded=True),
+    "When a second call is made beside one that has said nothing yet; p95 as learned. Default p95.",
+)
+HEDGE_MAX: Final = Key("max", Whole(1, 1), "Second calls at most; default 1.")
+HEDGE: Final = Key(
+    "hedge", Section("hedge", (HEDGE_AFTER, HEDGE_MAX)), "Second calls; default none."
+)
+LADDER: Final = Key(
+    "ladder",
+    ListOf[str](
+        Text(
+            "a rung: primary, cache, stale, simple_model:<model>, static or error",
+            rf"(?:primary|cache|stale|simple_model:{_NAME}|static|error)",
+            NAME_MAX,
+            worded=True,
+        ),
+        "a list of rungs",
+        1,
+        16,
+    ),
+    "What answers when the model's own deployments cannot, in order; default the error alone.",
+)
+
 LOGICAL_MODEL: Final = Section(
     "a model",
-    (STRATEGY, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
+    (
+        *(STRATEGY, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
+        *(ON_CONTEXT_LENGTH, ON_CONTENT_FILTER, ON_CUT, HEDGE, LADDER),
+    ),
     not_served.KEYS.get("models.*", {}),
 )
 
@@ -418,8 +479,44 @@ RATE_LIMITS: Final = Key(
     "Requests and tokens a minute, and requests at once.",
 )
 
+# --- static answers -----------------------------------------------------------------------------
+
+ANSWERS_MAX: Final = 2_000
+QUESTION: Final = Prose("a question", 1_000)
+QUESTIONS: Final = Key(
+    "questions",
+    ListOf[str](QUESTION, "a list of questions", 1, 50),
+    "Ways to ask for it.",
+    required=True,
+)
+ANSWER: Final = Key("answer", Prose("an answer", 16_384), "What is answered.", required=True)
+ANSWERS: Final = ListOf[Block](
+    Section("a static answer", (QUESTIONS, ANSWER)),
+    "a list of questions and answers",
+    1,
+    ANSWERS_MAX,
+)
+STATIC_ANSWERS: Final = Key[tuple[Block | None, ...] | FileName](
+    "static_answers",
+    InFile(ANSWERS, "a YAML file of questions and answers"),
+    "Answers of the rung static: a list of {questions, answer}, or the file that holds it.",
+)
+STATIC_THRESHOLD: Final = Key(
+    "static_threshold",
+    Number(0, 1, above=True),
+    "The least score, 0 to 1, at which a question counts as asked; default 0.6.",
+)
+STATIC_DEFAULT: Final = Key(
+    "static_default",
+    Prose("a sentence", 16_384),
+    "What the rung static says when no answer fits; default: then the rung is left out.",
+)
+
 ROOT: Final = Section(
     "the configuration",
-    (MODELS, PROVIDERS, BUDGETS, RATE_LIMITS, AUTH, TELEMETRY, LIMITS),
+    (
+        *(MODELS, PROVIDERS, BUDGETS, RATE_LIMITS, AUTH, TELEMETRY, LIMITS),
+        *(STATIC_ANSWERS, STATIC_THRESHOLD, STATIC_DEFAULT),
+    ),
     not_served.KEYS.get("", {}),
 )

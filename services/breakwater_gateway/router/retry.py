@@ -104,7 +104,8 @@ def delay_s(failure: f.Failure, tries: int, policy: RetryPolicy, draw: float) ->
     """Seconds to wait before the same target is tried again, after `tries` calls to it (at least 1).
 
     Full jitter, U(0, min(cap, base * 2^(tries - 1))): Brooker, "Exponential backoff and jitter", AWS
-    Architecture Blog, 2015. A target that named its time t is waited for t + U(0, t), so that those
+    Architecture Blog, 2015. With the jitter `plus50` instead all of that and up to half more, as most
+    textbooks have it; measured, it brings a herd back at a higher peak. A target that named its time t is waited for t + U(0, t), so that those
     it refused together do not return together. Never less than `DELAY_MIN_S`.
     """
     asked = f.retry_after_s(failure)
@@ -116,7 +117,7 @@ def delay_s(failure: f.Failure, tries: int, policy: RetryPolicy, draw: float) ->
         base = max(base, RATE_LIMITED_BASE_S)
     # 2^30 times any base is past any cap; a larger exponent only overflows.
     ceiling = min(policy.cap_s, base * 2.0 ** min(max(tries - 1, 0), 30))
-    return max(DELAY_MIN_S, draw * ceiling)
+    return max(DELAY_MIN_S, draw * ceiling if policy.jitter == "full" else ceiling * (1 + draw / 2))
 
 
 class RetryBudget:
