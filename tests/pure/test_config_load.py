@@ -244,8 +244,8 @@ FILE_MISTAKES = [
     ("\nauth: {mode: open}", 'breakwater.yaml:2: "models" is missing: The logical models'),
     (f"model:\n  a: {{{D}}}", 'breakwater.yaml:1: model: unknown key; did you mean "models"?'),
     (
-        f"models:\n  a:\n    {D}\n    cache: {{exact: 1h}}",
-        "breakwater.yaml:4: models.a.cache: caching is",
+        f"models:\n  a:\n    {D}\n    cache: {{exact: 1h, semantic: {{}}}}",
+        "breakwater.yaml:4: models.a.cache.semantic: caching by meaning is",
     ),
     (
         f"models:\n  a:\n    strategy: cost\n    {D}",

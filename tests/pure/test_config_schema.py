@@ -70,6 +70,7 @@ FULL: dict[str, Any] = {
             "on_cut": "continue",
             "hedge": {"after": "2s", "max": 1},
             "ladder": ["cache", "stale", "simple_model:b", "static", "error"],
+            "cache": {"exact": "off", "stale_if_error": "1d", "scope": "user", "sampled": True},
         },
         "b": {"deployments": [{"model": "openai/gpt-4o-mini"}]},
     },
@@ -145,7 +146,15 @@ FULL: dict[str, Any] = {
     "rate_limits": [{"account": "key:*", "requests": 60, "tokens": 100_000, "concurrent": 10}],
     "auth": {"mode": "open"},
     "telemetry": {"log": "json", "level": "debug"},
-    "limits": {"body_bytes": 2048, "answer_bytes": 2048, "connections": 1, "in_flight": 1},
+    "limits": {
+        "body_bytes": 2048,
+        "answer_bytes": 2048,
+        "connections": 1,
+        "in_flight": 1,
+        "cache_bytes": 1048576,
+        "cache_store_bytes": 2000000,
+        "cache_answer_bytes": 2048,
+    },
 }
 
 

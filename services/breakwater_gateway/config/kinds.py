@@ -345,6 +345,20 @@ class Duration(Struct, frozen=True):
         return {"type": "string", "pattern": f"^{DURATION_PATTERN}$"}
 
 
+class DurationOrOff(Struct, frozen=True):
+    """A duration; 0 for the word `off`."""
+
+    max_s: int
+
+    def read(self, node: Node, path: Path, report: Report) -> float | None:
+        if isinstance(node, Scalar) and node.text == "off":
+            return 0.0
+        return Duration(self.max_s).read(node, path, report)
+
+    def schema(self) -> JsonSchema:
+        return {"type": "string", "pattern": f"^(?:off|{DURATION_PATTERN})$"}
+
+
 class Choice(Struct, frozen=True):
     """One of a few words; `later` are words of the contract that this version does not serve."""
 

@@ -27,6 +27,8 @@ from breakwater_gateway.config.model import (
     Auth,
     AuthScheme,
     BreakerPolicy,
+    CachePolicy,
+    CacheScope,
     Config,
     Deployment,
     Jitter,
@@ -351,6 +353,7 @@ class _Builder:
             on_cut=cast("Literal['partial', 'continue']", block.get(keys.ON_CUT) or "partial"),
             hedge=read_hedge(block),
             ladder=read_ladder(block, path, retry.attempts, self._report),
+            cache=_cache(block.get(keys.CACHE) or _EMPTY),
         )
 
     def _deployment(self, block: Block, path: Path, name: str) -> Deployment | None:
@@ -552,10 +555,23 @@ class _Builder:
             answer_bytes=_or(block.get(keys.ANSWER_BYTES), usual.answer_bytes),
             connections=_or(block.get(keys.CONNECTIONS), usual.connections),
             in_flight=_or(block.get(keys.IN_FLIGHT), usual.in_flight),
+            cache_bytes=_or(block.get(keys.CACHE_BYTES), usual.cache_bytes),
+            cache_store_bytes=_or(block.get(keys.CACHE_STORE_BYTES), usual.cache_store_bytes),
+            cache_answer_bytes=_or(block.get(keys.CACHE_ANSWER_BYTES), usual.cache_answer_bytes),
         )
 
     def _add(self, path: Path, at: tuple[int, int], message: str) -> None:
         self._report.add(path, at[0], at[1], message)
+
+
+def _cache(block: Block) -> CachePolicy:
+    usual = CachePolicy()
+    return CachePolicy(
+        exact_s=_or(block.get(keys.EXACT), usual.exact_s),
+        stale_if_error_s=_or(block.get(keys.STALE), usual.stale_if_error_s),
+        scope=cast("CacheScope", block.get(keys.SCOPE) or usual.scope),
+        sampled=_or(block.get(keys.SAMPLED), usual.sampled),
+    )
 
 
 def _or(value: T | None, usual: T) -> T:

@@ -209,6 +209,24 @@ class StaticAnswers(Struct, frozen=True):
     """Said when no answer fits; empty: then there is none."""
 
 
+CacheScope = Literal["tenant", "user", "key"]
+
+
+class CachePolicy(Struct, frozen=True):
+    """When an answer of this model may be given again."""
+
+    exact_s: float = 3_600.0
+    """How long the answer to the same request, to the byte, is fresh; 0: never kept."""
+    semantic: Semantic | None = None
+    stale_if_error_s: float = 0.0
+    """How much longer it may be served when the model cannot be reached."""
+    scope: CacheScope = "tenant"
+    """Who shares answers: all of a tenant, one user, or the holders of one key."""
+    sampled: bool = False
+    """Also answers to requests that do not ask for `temperature: 0`: each call might have answered
+    otherwise."""
+
+
 class Model(Struct, frozen=True):
     """A logical model: all that an application ever sees. A name ending in `*` is a prefix match."""
 
@@ -227,6 +245,7 @@ class Model(Struct, frozen=True):
     hedge: Hedge | None = None
     ladder: tuple[Rung, ...] = ()
     """The rungs as written, tried in order when nothing of the model's own answers; empty: the error alone."""
+    cache: CachePolicy = CachePolicy()
 
 
 class Auth(Struct, frozen=True):
@@ -247,6 +266,12 @@ class Limits(Struct, frozen=True):
     connections: int = 10_000
     in_flight: int = 4_096
     """Requests a router, and attempts a worker, hold at once."""
+    cache_bytes: int = 64 * 1024 * 1024
+    """Answers that each router keeps in memory."""
+    cache_store_bytes: int = 256 * 1024 * 1024
+    """Answers that the cluster keeps for all routers, in the bucket `bw_cache`."""
+    cache_answer_bytes: int = 1024 * 1024
+    """The largest answer that is kept."""
 
 
 Scope = Literal["key", "user", "team", "feature", "org", "provider", "global"]

@@ -32,9 +32,8 @@ KEYS: Final[dict[str, dict[str, str]]] = {
     "": {
         "embeddings": "semantic matching by embeddings",
     },
-    "models.*": {
-        "cache": "caching",
-    },
+    "models.*": {},
+    "models.*.cache": {"semantic": "caching by meaning"},
     "telemetry": {
         "otlp": "export over OTLP",
         "record_content": "recording of contents",

@@ -40,6 +40,9 @@ def effective(config: Config) -> Plain:
         "answer_bytes": limits.answer_bytes,
         "connections": limits.connections,
         "in_flight": limits.in_flight,
+        "cache_bytes": limits.cache_bytes,
+        "cache_store_bytes": limits.cache_store_bytes,
+        "cache_answer_bytes": limits.cache_answer_bytes,
     }
     data.update(show_static_answers(config.static_answers))
     return data
@@ -75,6 +78,7 @@ def _provider(deployment: Deployment) -> Plain:
 
 def _model(model: Model) -> Plain:
     timeouts, retry, breaker = model.timeouts, model.retry, model.breaker
+    cache = model.cache
     return {
         "strategy": model.strategy,
         "unsupported_params": model.unsupported_params,
@@ -101,6 +105,12 @@ def _model(model: Model) -> Plain:
             "open_cap": format_duration(breaker.open_cap_s),
         },
         **show_recovery(model),
+        "cache": {
+            "exact": _or_off(cache.exact_s),
+            "stale_if_error": _or_off(cache.stale_if_error_s),
+            "scope": cache.scope,
+            "sampled": cache.sampled,
+        },
     }
 
 
@@ -131,6 +141,10 @@ def _deployment(deployment: Deployment) -> Plain:
         **{name: value for name, value in optional.items() if value is not None},
         "http2": deployment.http2,
     }
+
+
+def _or_off(seconds: float) -> str:
+    return format_duration(seconds) if seconds else "off"
 
 
 def _price(price: Price) -> Plain:

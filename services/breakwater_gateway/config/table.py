@@ -8,6 +8,7 @@ from breakwater_gateway.config.kinds import (
     Block,
     Choice,
     Duration,
+    DurationOrOff,
     FileName,
     Headers,
     Hook,
@@ -232,11 +233,42 @@ LADDER: Final = Key(
     "What answers when the model's own deployments cannot, in order; default the error alone.",
 )
 
+_YEAR_S: Final = 365 * _DAY_S
+EXACT: Final = Key(
+    "exact",
+    DurationOrOff(_YEAR_S),
+    "How long an answer is given again to the same request; default 1h, off for never.",
+)
+STALE: Final = Key(
+    "stale_if_error",
+    DurationOrOff(_YEAR_S),
+    "How much longer it may be given when nothing else answers; default off.",
+)
+SCOPE: Final = Key(
+    "scope",
+    Choice(("tenant", "user", "key")),
+    "Who shares answers: a tenant, one user, the holders of one key; default tenant.",
+)
+SAMPLED: Final = Key(
+    "sampled",
+    Switch(),
+    "Also requests that do not ask for temperature 0; default false.",
+)
+CACHE: Final = Key(
+    "cache",
+    Section(
+        "a cache",
+        (EXACT, STALE, SCOPE, SAMPLED),
+        not_served.KEYS.get("models.*.cache", {}),
+    ),
+    "When an answer may be given again.",
+)
+
 LOGICAL_MODEL: Final = Section(
     "a model",
     (
         *(STRATEGY, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
-        *(ON_CONTEXT_LENGTH, ON_CONTENT_FILTER, ON_CUT, HEDGE, LADDER),
+        *(ON_CONTEXT_LENGTH, ON_CONTENT_FILTER, ON_CUT, HEDGE, LADDER, CACHE),
     ),
     not_served.KEYS.get("models.*", {}),
 )
@@ -432,6 +464,19 @@ CONNECTIONS: Final = Key("connections", Whole(1, 1_000_000), "HTTP connections o
 IN_FLIGHT: Final = Key(
     "in_flight", Whole(1, 1_000_000), "Requests a router, and attempts a worker, hold at once."
 )
+CACHE_BYTES: Final = Key(
+    "cache_bytes",
+    Whole(1_048_576, 1_099_511_627_776),
+    "Answers each router keeps in memory; default 64 MiB.",
+)
+CACHE_STORE_BYTES: Final = Key(
+    "cache_store_bytes",
+    Whole(1_048_576, 1_099_511_627_776),
+    "Answers the cluster keeps for all routers; default 256 MiB.",
+)
+CACHE_ANSWER_BYTES: Final = Key(
+    "cache_answer_bytes", Whole(1_024, _BODY_MAX), "The largest answer that is kept; default 1 MiB."
+)
 
 MODELS: Final = Key(
     "models",
@@ -464,7 +509,18 @@ TELEMETRY: Final = Key(
 )
 LIMITS: Final = Key(
     "limits",
-    Section("limits", (BODY_BYTES, ANSWER_BYTES, CONNECTIONS, IN_FLIGHT)),
+    Section(
+        "limits",
+        (
+            BODY_BYTES,
+            ANSWER_BYTES,
+            CONNECTIONS,
+            IN_FLIGHT,
+            CACHE_BYTES,
+            CACHE_STORE_BYTES,
+            CACHE_ANSWER_BYTES,
+        ),
+    ),
     "Bounds on what comes from outside.",
 )
 

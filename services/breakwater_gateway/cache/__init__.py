@@ -1,0 +1,1 @@
+"""Cache: answers that may be given again."""
