@@ -1,0 +1,148 @@
+"""The ladder: what answers when a model's own deployments cannot. One rung after the other, each at most once.
+
+The rungs are declared per model (`ladder: [cache, simple_model:fast, static, error]`); `primary` stands above
+them all and `error` below. Given why the request's plan gave up and what may still be spent, `next` names the
+rung to try. With the budget or the time gone only rungs that cost neither are open. The ladder of a simple
+model is not walked, so nothing loops.
+"""
+
+from typing import Final, assert_never
+
+from breakwater_gateway.config.model import Rung, RungKind
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+
+ERROR: Final = Rung("error")
+
+KINDS: Final[frozenset[str]] = frozenset({"cache", "stale", "simple_model", "static", "error"})
+OFF: Final[frozenset[str]] = frozenset()
+"""What `breakwater-ladder: off` comes to."""
+
+
+def read_ladder(text: str) -> frozenset[str] | None:
+    """Of the header `breakwater-ladder`: the kinds of rungs that may answer; None when it says nothing known."""
+    words = [word.strip(" \t").lower() for word in text.split(",")]
+    if words == ["off"]:
+        return OFF
+    kinds = frozenset(words) - {"primary"}
+    return kinds if kinds and kinds <= KINDS else None
+
+
+def rungs_of(declared: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """The ladder in full: `cache` is a fresh answer and then a stale one, and `error` is always last."""
+    found: list[Rung] = []
+    for rung in declared:
+        if rung.kind == "error":
+            break
+        found.append(rung)
+        if rung.kind == "cache" and Rung("stale") not in declared:
+            found.append(Rung("stale"))
+    return (*found, ERROR)
+
+
+def narrowed(
+    rungs: tuple[Rung, ...], asked: frozenset[str] | None
+) -> tuple[Rung, ...] | f.InvalidRequest:
+    """Only the kinds asked for; a kind that the model's ladder does not have is refused, not ignored."""
+    if asked is None:
+        return rungs
+    kinds = {rung.kind for rung in rungs}
+    missing = sorted(asked - kinds)
+    if missing:
+        has = ", ".join(dict.fromkeys(rung.kind for rung in rungs))
+        return f.InvalidRequest(
+            f"the ladder of this model has no rung {missing[0]}: it has {has}", param=h.LADDER
+        )
+    if "cache" in asked:
+        asked |= {"stale"}
+    return (*(r for r in rungs if r.kind in asked and r.kind != "error"), ERROR)
+
+
+def walks(failure: f.Failure) -> bool:
+    """Whether anything below may answer instead. What the caller did wrong, or refused itself, stays an error,
+    and so does what a provider's safety system or the model's own policy has decided."""
+    match failure:
+        case (
+            f.RateLimited()
+            | f.QuotaExhausted()
+            | f.RequestOverLimit()
+            | f.KeyRejected()
+            | f.KeyForbidden()
+            | f.ModelNotFound()
+            | f.Overloaded()
+            | f.ServerError()
+            | f.ConnectFailed()
+            | f.FirstTokenTimeout()
+            | f.IdleTimeout()
+            | f.TotalTimeout()
+            | f.StreamCut()
+            | f.MalformedAnswer()
+            | f.MalformedToolCall()
+            | f.BudgetExhausted()
+            | f.BudgetContended()
+            | f.WorkerBusy()
+            | f.WorkerLost()
+            | f.NoDeployment()
+        ):
+            return True
+        case (
+            f.ContextLength()
+            | f.ContentFiltered()
+            | f.InvalidRequest()
+            | f.PayloadTooLarge()
+            | f.CallerUnauthenticated()
+            | f.CallerForbidden()
+            | f.UnknownModel()
+            | f.Cancelled()
+            | f.Internal()
+        ):
+            return False
+        case _:
+            assert_never(failure)
+
+
+class Ladder:
+    """Where one request stands. `cause` is the failure that took it off its own deployments."""
+
+    __slots__ = ("_at", "_rungs", "_spent", "cause", "skipped")
+
+    def __init__(self, rungs: tuple[Rung, ...]) -> None:
+        self._rungs = rungs
+        self._at = 0
+        self._spent = False
+        self.cause: f.Failure | None = None
+        self.skipped: list[tuple[RungKind, str]] = []
+        """Rungs that were passed by, and why."""
+
+    @property
+    def simple_models(self) -> int:
+        """Calls of the envelope to keep for the rungs that make one."""
+        return sum(rung.kind == "simple_model" for rung in self._rungs)
+
+    def next(self, failure: f.Failure, *, calls: int, chat: bool) -> Rung:
+        """The rung to try now. `calls`: how many may still be made in what is left of the time. `chat`: the
+        caller wants text; vectors are neither simple nor written down."""
+        if self.cause is None:
+            self.cause = failure
+            if not walks(failure):
+                self._at = len(self._rungs)
+        if isinstance(failure, f.BudgetExhausted | f.BudgetContended):
+            self._spent = True
+        while self._at < len(self._rungs):
+            rung = self._rungs[self._at]
+            self._at += 1
+            why = self._closed(rung, calls, chat=chat)
+            if not why:
+                return rung
+            self.skipped.append((rung.kind, why))
+        return ERROR
+
+    def _closed(self, rung: Rung, calls: int, *, chat: bool) -> str:
+        if rung.kind in {"simple_model", "static"} and not chat:
+            return "no_text"
+        if rung.kind == "simple_model":
+            if self._spent:
+                return "budget"
+            if calls < 1:
+                return "envelope"
+        return ""
