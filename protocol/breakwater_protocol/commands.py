@@ -59,6 +59,8 @@ class Work(Struct, frozen=True, omit_defaults=True):
     feature: str = ""
     properties: dict[str, str] = {}
     priority: Priority = "interactive"
+    notes: dict[str, str] = {}
+    """Header fields that the answer carries besides the worker's own: what was done to the request."""
     copy_to: str = ""
     """Whatever the worker says to `answer_to` it says here too, headers and all; empty: to nobody else."""
     continues: bytes = b""

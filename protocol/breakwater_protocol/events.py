@@ -102,6 +102,8 @@ class RequestFinished(Struct, frozen=True, omit_defaults=True):
     router: str
     deployment: str = ""
     rung: str = "primary"
+    rung_reason: str = ""
+    """The kind of the failure for which the request left its own deployments."""
     cache: str = "bypass"
     attempts: int = 0
     stream: bool = False

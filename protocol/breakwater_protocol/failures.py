@@ -56,7 +56,12 @@ class RequestOverLimit(_Failure, frozen=True, omit_defaults=True, tag="request_o
 
 
 class ContextLength(_Failure, frozen=True, omit_defaults=True, tag="context_length"):
-    """The prompt does not fit the model's context window."""
+    """The prompt does not fit the model's context window; both figures in tokens, None when not told."""
+
+    needed: int | None = None
+    """What the request would have taken."""
+    limit: int | None = None
+    """What there is."""
 
 
 class ContentFiltered(_Failure, frozen=True, omit_defaults=True, tag="content_filter"):

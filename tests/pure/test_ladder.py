@@ -57,7 +57,8 @@ def test_a_declared_ladder_in_full(declared: tuple[Rung, ...], walked: str) -> N
     ],
 )
 def test_the_rungs_that_are_open(failure: f.Failure, calls: int, chat: bool, walked: str) -> None:
-    ladder, found = Ladder(FULL), []
+    ladder = Ladder(FULL)
+    found: list[str] = []
     while not found or found[-1] != "error":
         found.append(ladder.next(failure, calls=calls, chat=chat).kind)
     assert found == walked.split()
@@ -115,7 +116,8 @@ def test_a_rung_that_the_model_does_not_have_is_refused() -> None:
     found = narrowed(rungs_of((CACHE,)), frozenset({"static"}))
     assert isinstance(found, f.InvalidRequest)
     assert found.message == (
-        "the ladder of this model has no rung static: it has cache, stale, error"
+        "the header breakwater-ladder asks for static, which the ladder of this model does not have:"
+        " it has cache, stale, error"
     )
 
 

@@ -150,7 +150,7 @@ def test_what_a_caller_asks_for_is_read() -> None:
         ("breakwater-nonsense", "1"),
         ("breakwater-cache", "only"),
         ("breakwater-cache-ttl", "1h"),
-        ("breakwater-ladder", "error"),
+        ("breakwater-ladder", "cache,upstairs"),
     ],
 )
 def test_a_promise_that_cannot_be_kept_is_refused(name: str, value: str) -> None:

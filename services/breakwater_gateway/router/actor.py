@@ -16,6 +16,8 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.router.desks.attempts import Attempts
+from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
+from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.options import Options, read_options
 from breakwater_gateway.router.plan import (
@@ -80,7 +82,14 @@ class Router(Actor):
             tasks=self._tasks,
             live=self._live,
             ended=self._end,
-            gave_up=self._answer_failure,
+            gave_up=self._gave_up,
+        )
+        self._walk = Walk(
+            context,
+            config=lambda: self.config,
+            advance=self._attempts.advance,
+            answered=lambda life: self._end(life, None),
+            failed=self._answer_failure,
         )
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
@@ -250,6 +259,10 @@ class Router(Actor):
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
+        rungs = narrowed(rungs_of(model.ladder), options.ladder)
+        if isinstance(rungs, f.InvalidRequest):
+            return rungs
+        ladder = Ladder(rungs)
         total_s = model.timeouts.total_s if options.total_s is None else options.total_s
         self._turn += 1
         life = Life(
@@ -265,7 +278,10 @@ class Router(Actor):
                 policy=model.retry,
                 envelope=Envelope(attempts_max=model.retry.attempts, deadline=now + total_s),
                 first_key=self._turn,
+                spare=ladder.simple_models,
+                patience=now + total_s * PATIENCE if ladder.simple_models else None,
             ),
+            ladder=ladder,
             began=now,
         )
         if api == "messages":
@@ -305,6 +321,10 @@ class Router(Actor):
 
     # ------------------------------------------------------------ the end
 
+    def _gave_up(self, life: Life, failure: f.Failure) -> None:
+        """The plan knows nothing more to try."""
+        self._walk.descend(life, failure)
+
     def _answer_failure(self, life: Life, failure: f.Failure) -> None:
         body = error_body(failure, life.api, life.request_id)
         self._publish(life.reply, body, error_headers(failure, life.facts("error")))
@@ -336,7 +356,7 @@ class Router(Actor):
             failure=failure,
             partial=partial,
         )
-        meters = self._measure(life.model.name, event.deployment, event.outcome, event.rung)
+        meters = self._measure(life.home.name, event.deployment, event.outcome, event.rung)
         meters.requests.add()
         meters.duration.observe(event.duration_ms / 1000)
         meters.overhead.observe(event.overhead_ms / 1000)

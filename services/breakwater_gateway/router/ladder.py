@@ -51,7 +51,9 @@ def narrowed(
     if missing:
         has = ", ".join(dict.fromkeys(rung.kind for rung in rungs))
         return f.InvalidRequest(
-            f"the ladder of this model has no rung {missing[0]}: it has {has}", param=h.LADDER
+            f"the header {h.LADDER} asks for {missing[0]}, which the ladder of this model does not"
+            f" have: it has {has}",
+            param=h.LADDER,
         )
     if "cache" in asked:
         asked |= {"stale"}

@@ -1,10 +1,11 @@
 """One request in flight: what was asked, how far it has come, and what will be told of it at the end."""
 
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Raw
 
-from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.config.model import Deployment, Model, RungKind
+from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Dispatch, Plan
 from breakwater_gateway.router.release import Rank
@@ -19,6 +20,8 @@ DECISIONS_MAX: Final = 64
 """Steps of a plan that its event tells."""
 
 
+FREE: Final = frozenset({"cache", "stale", "static"})
+"""Rungs whose answers cost nothing."""
 RANKS: Final[dict[str, Rank]] = {"critical": 0, "interactive": 1, "batch": 2}
 
 
@@ -50,9 +53,12 @@ class Life:
         "claiming",
         "decisions",
         "first_token_s",
+        "home",
         "inbox",
+        "ladder",
         "model",
         "native_headers",
+        "notes",
         "options",
         "over",
         "plan",
@@ -61,6 +67,8 @@ class Life:
         "queued_at",
         "reply",
         "request_id",
+        "routed",
+        "rung",
         "stream",
         "tenant",
         "timer",
@@ -79,6 +87,7 @@ class Life:
         model: Model,
         options: Options,
         plan: Plan,
+        ladder: Ladder,
         began: float,
     ) -> None:
         self.request_id = request_id
@@ -87,7 +96,17 @@ class Life:
         self.reply = reply
         self.body = body
         self.asked = asked
+        self.home = model
+        """The model that was asked for."""
         self.model = model
+        """The one whose deployments are called now: another than `home` where its policy says so."""
+        self.routed = asked.model
+        """The name by which `model` was found."""
+        self.ladder = ladder
+        self.rung: RungKind | Literal["primary"] = "primary"
+        """Where the answer comes from, as far as the walk has come."""
+        self.notes: dict[str, str] = {}
+        """Header fields of the answer: what was done to the request."""
         self.options = options
         self.plan = plan
         self.began = began
@@ -123,6 +142,12 @@ class Life:
     @property
     def rank(self) -> Rank:
         return RANKS[self.options.priority]
+
+    def turn_to(self, model: Model, name: str, plan: Plan) -> None:
+        """From now on this model is called, under `name`."""
+        self.model, self.routed, self.plan = model, name, plan
+        if self.options.first_token_s is None:
+            self.first_token_s = model.timeouts.first_token_s
 
     def hold(self, call: Call) -> None:
         self.call = call
@@ -169,7 +194,7 @@ class Life:
             tenant=self.tenant,
             api=self.api,
             model=asked.model,
-            provider_model=deployment.provider_model(asked.model, name=self.model.name),
+            provider_model=deployment.provider_model(self.routed, name=self.model.name),
             deployment=deployment.id,
             target=step.candidate.target,
             answer_to=self.reply,
@@ -181,6 +206,8 @@ class Life:
             idle_s=timeouts.idle_s,
             total_s=left_s,
             key=step.key,
+            rung=self.rung,
+            notes=self.notes,
             epoch=step.candidate.epoch,
             spent_ms=(now - self.began) * 1000,
             provider_ms=self.provider_ms,
@@ -201,10 +228,15 @@ class Life:
             h.RUNG: rung,
             h.CACHE: "bypass",
             h.ATTEMPTS: str(self.plan.attempts),
+            **self.notes,
         }
         if self.call is not None:
             facts[h.DEPLOYMENT] = self.deployment
         return facts
+
+    def overhead_ms(self, now: float) -> float:
+        """Of the request's time so far: what nobody but the gateway spent."""
+        return max(0.0, (now - self.began) * 1000 - self.provider_ms)
 
     def finished(
         self,
@@ -218,6 +250,7 @@ class Life:
         partial: str,
     ) -> RequestFinished:
         """The event that ends it. `reply`: the worker's last word, when the worker ended it."""
+        cause = self.ladder.cause
         duration_ms = (now - self.began) * 1000
         waited_ms = self.provider_ms
         if reply is not None and self.stream and reply.failure is None:
@@ -232,14 +265,15 @@ class Life:
             at=at,
             router=router,
             deployment=self.deployment,
-            rung="error" if failure is not None and not partial else "primary",
+            rung="error" if failure is not None and not partial else self.rung,
+            rung_reason="" if cause is None or self.rung == "primary" else f.kind(cause),
             attempts=self.plan.attempts,
             stream=self.stream,
             duration_ms=duration_ms,
             overhead_ms=max(0.0, duration_ms - waited_ms),
             first_token_ms=reply.first_token_ms if reply else None,
             usage=reply.usage if reply else None,
-            cost_nano_usd=reply.cost_nano_usd if reply else None,
+            cost_nano_usd=reply.cost_nano_usd if reply else 0 if self.rung in FREE else None,
             user=self.options.user,
             org=self.options.org,
             feature=self.options.feature,

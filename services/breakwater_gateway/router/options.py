@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from breakwater_gateway.router.ladder import read_ladder
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 
@@ -34,6 +35,8 @@ class Options(Struct, frozen=True):
     total_s: float | None = None
     first_token_s: float | None = None
     priority: str = "interactive"
+    ladder: frozenset[str] | None = None
+    """The kinds of rungs that may answer; None: all that the model declares."""
     traceparent: str = ""
 
 
@@ -89,12 +92,19 @@ def _check(
     priority = found.get(h.PRIORITY, "interactive")
     if priority not in {"critical", "interactive", "batch"}:
         return _refuse(h.PRIORITY, "must be critical, interactive or batch")
-    # Nothing is cached and no ladder is configured yet, so only what is true without them is granted.
+    rungs = read_ladder(found[h.LADDER]) if h.LADDER in found else None
+    if h.LADDER in found and rungs is None:
+        return _refuse(
+            h.LADDER,
+            "must be off, or rungs of the model's ladder such as cache,static (also stale, simple_model"
+            " and error)",
+        )
+    # Nothing is cached yet, so only what is true without a cache is granted.
     if found.get(h.CACHE, "off") not in {"off", "on", "refresh"}:
         return _refuse(
             h.CACHE, "must be on, off or refresh: this version has no cache to answer from"
         )
-    for name in (h.CACHE_TTL, h.CACHE_NAMESPACE, h.CACHE_THRESHOLD, h.LADDER):
+    for name in (h.CACHE_TTL, h.CACHE_NAMESPACE, h.CACHE_THRESHOLD):
         if name in found:
             return _refuse(name, "is not served by this version")
     return Options(
@@ -106,6 +116,7 @@ def _check(
         total_s=times.get(h.TIMEOUT),
         first_token_s=times.get(h.TTFT_TIMEOUT),
         priority=priority,
+        ladder=rungs,
         traceparent=traceparent,
     )
 

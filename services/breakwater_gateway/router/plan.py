@@ -124,19 +124,26 @@ class Plan:
         envelope: Envelope,
         first_key: int = 0,
         spare: int = 0,
+        patience: float | None = None,
     ) -> None:
         """`first_key` spreads requests over a pool of keys. `spare`: calls of the envelope that are kept
-        for what comes after this plan; one call is made in any case."""
+        for what comes after this plan; one call is made in any case. `patience`: monotonic, when waiting
+        for a target ends because something else can answer; the deadline, if nothing can."""
         self.envelope = envelope
+        self.patience = envelope.deadline if patience is None else patience
         self._attempts_max = max(1, envelope.attempts_max - spare)
         self._policy = policy
-        self._first_key = first_key
+        self.first_key = first_key
         self.last: f.Failure | None = None
         self._tried: dict[str, _Tried] = {}
         self._lost_claims: set[tuple[str, int]] = set()
         self._won: tuple[str, int] | None = None
         self._turned_away = 0
         self._final: f.Failure | None = None
+        self.reasked = False
+        """A malformed tool call was shown to the model once: from now on it only means another target."""
+        self._failed: _Tried | None = None
+        """The target whose failure was the last."""
 
     @property
     def deadline(self) -> float:
@@ -166,7 +173,7 @@ class Plan:
 
     def failed(self, candidate: Candidate, failure: f.Failure, *, now: float, draw: float) -> None:
         """The dispatched call failed with nothing sent to the caller. `draw` is uniform in [0, 1)."""
-        tried = self._tried_of(candidate)
+        tried = self._failed = self._tried_of(candidate)
         self.last = failure
         match disposition(failure):
             case (
@@ -176,6 +183,7 @@ class Plan:
                 | Disposition.degrade
             ):
                 self._final = failure
+                tried.again = False
             case Disposition.next_key:
                 tried.again = tried.at_once = tried.keys_left > 0
                 tried.keys_left -= 1
@@ -183,10 +191,21 @@ class Plan:
                 tried.not_before = now
             case Disposition.next_worker:
                 tried.at_once = True
-            case Disposition.other_target | Disposition.repair:
+            case Disposition.repair:
+                tried.again = False
+                if not self.reasked:
+                    self._final = failure
+            case Disposition.other_target:
                 tried.again = False
             case Disposition.pause_target | Disposition.next_target_now | Disposition.wait_same:
                 tried.not_before = now + delay_s(failure, tried.tries, self._policy, draw)
+
+    def resume(self, *, same: bool) -> None:
+        """Go on after a failure that ended the plan: the request was changed, so that the `same` target may
+        take it now and is asked first, or another one may take what that one refused."""
+        self._final = None
+        if self._failed is not None:
+            self._failed.again = self._failed.at_once = same
 
     def _tried_of(self, candidate: Candidate) -> _Tried:
         tried = self._tried.get(candidate.deployment)
@@ -229,7 +248,7 @@ class Plan:
         tried.at_once = False
         tried.tries += 1
         self.envelope.attempts += 1
-        key = (self._first_key + tried.next_key) % max(1, candidate.keys)
+        key = (self.first_key + tried.next_key) % max(1, candidate.keys)
         return Dispatch(candidate, key, self.attempts, repeat)
 
     def _again(self, usable: list[Candidate], skipped: tuple[Skipped, ...], now: float) -> Step:
@@ -252,9 +271,10 @@ class Plan:
             ),
             default=(_NEVER, ""),
         )
-        if queue[0] < min(backoff, self.deadline):
+        end = self.patience if now < self.patience else 0.0
+        if queue[0] < min(backoff, end):
             return Queue(queue[1])
-        if backoff < self.deadline:
+        if backoff < end:
             return Wait(backoff, "backoff")
         waits = [s.until for s in skipped if s.until is not None and s.until > now]
         return self._nothing_left(min(waits, default=None), now, skipped)

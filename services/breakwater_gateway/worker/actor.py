@@ -514,6 +514,7 @@ class Worker(Actor):
             h.RUNG: work.rung,
             h.CACHE: "bypass",
             h.ATTEMPTS: str(work.attempt),
+            **work.notes,
         }
         if run.exchange is not None and run.exchange.call.dropped:
             facts[h.DROPPED_PARAMS] = quote(",".join(run.exchange.call.dropped), safe=",_.[]-")[

@@ -222,11 +222,11 @@ class Attempts:
     # ------------------------------------------------------------ throttled targets
 
     def _queue(self, life: Life, target: str, now: float) -> None:
-        """Wait with everybody else that the target makes wait, at most until the deadline."""
+        """Wait with everybody else that the target makes wait, at most for as long as the plan is patient."""
         life.queued, life.queued_at = target, now
         life.note("wait", now=now, deployment=target, reason="throttled")
         self._targets.release(target).join(life.request_id, life.rank)
-        self._set_timer(life, life.plan.deadline, partial(self._waited_out, life))
+        self._set_timer(life, life.plan.patience, partial(self._waited_out, life))
         self.pump(target)
 
     def _waited_out(self, life: Life) -> None:

@@ -1,0 +1,146 @@
+"""The router's desk for the ladder: walks down it when a request's own deployments have given up.
+
+Which rung is next is the pure `ladder.py`'s decision. Here its answer is found: kept ones are the cache's, a
+simple model is asked through the attempts' desk within the same envelope, written ones are rendered in the
+caller's dialect, and at the bottom stands the failure itself.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+from breakwater_gateway.config.model import Config, Model, Rung, StaticAnswers
+from breakwater_gateway.router.ladder import ERROR
+from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.plan import Plan
+from breakwater_gateway.router.question import question_of
+from breakwater_gateway.router.static_answers import Index
+from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.answers import usd
+from breakwater_gateway.runtime.bus import BusError
+from breakwater_gateway.worker.wire import render
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.chat import ChatRequest
+
+PATIENCE: Final = 0.5
+"""Of a request's time: how long at most it waits for its own deployments where a simple model can answer."""
+
+
+class Kept(Protocol):
+    """Answers that were kept: the cache's side of the rungs `cache` and `stale`."""
+
+    def rung(self, life: Life, kind: str, nothing: Callable[[], None], /) -> None:
+        """Answer the caller with what is kept and end the request, or call `nothing`, once, now or later."""
+        ...
+
+
+class Walk:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        config: Callable[[], Config],
+        advance: Callable[[Life], None],
+        answered: Callable[[Life], None],
+        failed: Callable[[Life, f.Failure], None],
+        kept: Kept | None = None,
+    ) -> None:
+        """`advance` asks the life's plan again; `answered` ends it after its answer was sent; `failed`
+        answers with the failure and ends it."""
+        self._context = context
+        self._config = config
+        self._advance = advance
+        self._answered = answered
+        self._failed = failed
+        self._kept = kept
+        self._indexed: StaticAnswers | None = None
+        self._index = Index(StaticAnswers())
+
+    def descend(self, life: Life, failure: f.Failure) -> None:
+        """What stands where the life is now has given up: the next rung down answers."""
+        if life.over:
+            return
+        ladder, now = life.ladder, self._context.clock.now()
+        passed = len(ladder.skipped)
+        rung = ladder.next(
+            failure, calls=self._calls_left(life, now), chat=life.api != "embeddings"
+        )
+        for kind, why in ladder.skipped[passed:]:
+            life.note("skip", now=now, deployment=kind, reason=why)
+        cause = ladder.cause or failure
+        if rung != ERROR:
+            life.rung = rung.kind
+            life.notes[h.RUNG_REASON] = f.kind(cause)
+            life.note("rung", now=now, deployment=rung.kind, reason=f.kind(cause))
+        match rung.kind:
+            case "error":
+                # Whatever failed further down: the caller asked for this model, and is told what became of it.
+                self._failed(life, cause)
+            case "cache" | "stale":
+                if self._kept is None:
+                    self.descend(life, failure)
+                else:
+                    self._kept.rung(life, rung.kind, partial(self.descend, life, failure))
+            case "simple_model":
+                self._simple_model(life, rung, failure)
+            case "static":
+                self._static(life, failure)
+
+    def _calls_left(self, life: Life, now: float) -> int:
+        envelope = life.plan.envelope
+        return 0 if now >= envelope.deadline else envelope.attempts_max - envelope.attempts
+
+    def _simple_model(self, life: Life, rung: Rung, failure: f.Failure) -> None:
+        model = self._config().model(rung.model)
+        if model is None:  # the configuration changed since the request began
+            self.descend(life, failure)
+            return
+        life.turn_to(model, rung.model, plan_on(life, model))
+        self._advance(life)
+
+    def _static(self, life: Life, failure: f.Failure) -> None:
+        answers = self._config().static_answers
+        if answers is not self._indexed:
+            self._indexed, self._index = answers, Index(answers)
+        match = self._index.answer(question_of(life.body, life.api))
+        if match is None:
+            self.descend(life, failure)
+            return
+        clock = self._context.clock
+        answer = render.of_text(
+            match.answer,
+            id_=life.request_id,
+            created=int(clock.wall()),
+            model=life.asked.model,
+        )
+        facts = life.facts("static")
+        facts[h.COST_USD] = usd(0)
+        facts[h.OVERHEAD_MS] = f"{life.overhead_ms(clock.now()):.2f}"
+        asked, model = life.asked, life.asked.model
+        try:
+            if not life.stream:
+                self._send(life, render.whole(answer, api=life.api, model=model), facts)
+            else:
+                options = asked.stream_options if isinstance(asked, ChatRequest) else None
+                lines = render.chunks(
+                    answer,
+                    api=life.api,
+                    model=model,
+                    usage_wanted=bool(options and options.include_usage),
+                )
+                # A number of its own: nothing of an attempt given up for lost may join this stream.
+                frame = {h.ATTEMPT: str(life.plan.attempts + 1)}
+                self._send(life, b"\n".join(lines), {**facts, **frame, h.SEQ: "0"})
+                self._send(life, b"", {**facts, **frame, h.SEQ: "1", h.END: "ok"})
+        except BusError as error:
+            self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
+        self._answered(life)
+
+    def _send(self, life: Life, data: bytes, headers: dict[str, str]) -> None:
+        self._context.bus.publish(life.reply, data, headers=headers)
+
+
+def plan_on(life: Life, model: Model) -> Plan:
+    """A plan for this request on another model, out of what is left of its envelope."""
+    return Plan(policy=model.retry, envelope=life.plan.envelope, first_key=life.plan.first_key)
