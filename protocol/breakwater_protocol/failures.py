@@ -151,6 +151,9 @@ class BudgetContended(_Wait, frozen=True, omit_defaults=True, tag="budget_conten
 class WorkerBusy(_Wait, frozen=True, omit_defaults=True, tag="worker_busy"):
     """The chosen worker is at capacity."""
 
+    full: bool = False
+    """What waits there for a place is as much as can be served in time: asking again at once is useless."""
+
 
 class WorkerLost(_Failure, frozen=True, omit_defaults=True, tag="worker_lost"):
     """The worker died or went silent with the attempt in its hands."""

@@ -81,6 +81,7 @@ def config(
     limits: Limits | None = None,
     api_keys: tuple[KeyRef, ...] = (),
     price: Price | None = None,
+    max_in_flight: int | None = None,
 ) -> Config:
     """One model `m`; its deployments are tried in the order given."""
     deployments = tuple(
@@ -93,6 +94,7 @@ def config(
             order=order,
             api_keys=api_keys,
             price=price,
+            max_in_flight=max_in_flight,
         )
         for order, id_ in enumerate(ids)
     )
@@ -262,6 +264,7 @@ class Gateway:
         self.breakers: list[BreakerChanged] = []
         self.supervisors: dict[str, Supervisor] = {}
         self.buses: dict[str, MemoryBus] = {}
+        self._actors: dict[str, Actor] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
         self._requests = 0
 
@@ -286,6 +289,10 @@ class Gateway:
         holder = ConfigHolder(data, codec.decode, log=_LOG, metrics=self.metrics)
 
         def factory(context: Context) -> Actor:
+            actor = self._actors[name] = make(context)
+            return actor
+
+        def make(context: Context) -> Actor:
             match kind:
                 case "worker":
                     return Worker(
@@ -318,6 +325,9 @@ class Gateway:
         async with asyncio.timeout(10):
             while supervisor.ready():  # noqa: ASYNC110 - computed from parts, there is no event
                 await asyncio.sleep(0.01)
+
+    def actor(self, name: str) -> Actor:
+        return self._actors[name]
 
     def kill(self, name: str) -> None:
         """As `kill -9` does: nothing is said, the subscriptions are gone with the connection."""

@@ -470,3 +470,37 @@ async def test_a_provider_that_never_ends_its_connection_is_not_waited_for() -> 
         call.send(delta("x", "stop") + b"data: [DONE]\n\n")
         await caller.reply()
         await asyncio.wait_for(call.answer.closed.wait(), 1)
+
+
+async def test_beyond_what_a_target_bears_the_critical_wait_and_the_rest_is_told_at_once() -> None:
+    async with stage(config("a", max_in_flight=1)) as gateway:
+        running = gateway.ask()
+        call = await gateway.provider.next_call()
+        batch = gateway.ask(headers={"breakwater-priority": "batch"})
+        critical = gateway.ask(headers={"breakwater-priority": "critical"})
+        began = asyncio.get_running_loop().time()
+        error = await gateway.ask(headers={"breakwater-priority": "batch"}).error()
+        assert asyncio.get_running_loop().time() == began
+        assert (error["status"], error["code"]) == (503, "overloaded")
+        call.reply(200, ANSWER)
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await running.reply()).data == ANSWER
+        assert (await critical.reply()).data == ANSWER
+        assert not batch.all
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await batch.reply()).data == ANSWER
+
+
+async def test_a_router_near_its_capacity_sheds_batch_first() -> None:
+    settings = config("a", limits=Limits(in_flight=5))
+    async with stage(settings) as gateway:
+        for _ in range(4):
+            gateway.ask()
+            await gateway.provider.next_call()
+        refused = gateway.ask(headers={"breakwater-priority": "batch"})
+        error = await refused.error()
+        assert (error["status"], error["code"]) == (503, "overloaded")
+        assert "sheds batch" in error["message"]
+        assert refused.all[0].headers["retry-after"] == "1"
+        gateway.ask(headers={"breakwater-priority": "critical"})
+        await gateway.provider.next_call()

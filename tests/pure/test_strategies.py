@@ -156,6 +156,14 @@ def test_the_least_loaded_is_first(loads: dict[str, int], targets: str, expected
     assert ids(least_busy(rows, Loads(loads), Random(1).random)) == expected
 
 
+def test_where_nothing_else_is_left_a_full_target_is_one_to_wait_for() -> None:
+    targets = [deployment("full", max_in_flight=2), deployment("away", pool="eu")]
+    view = Loads({"full": 2})
+    found = filter_targets(targets, breakers=view, load=view, not_before={}, now=0.0, now_wall=0.0)
+    assert ids(found.usable) == "full"
+    assert [d.reason for d in found.dropped] == [Reason.no_worker]
+
+
 def test_each_dropped_target_says_why_and_until_when() -> None:
     targets = [
         deployment("fine"),

@@ -25,6 +25,7 @@ from breakwater_gateway.router.plan import (
     Plan,
 )
 from breakwater_gateway.router.requests import decode_request
+from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import error_body, error_headers
@@ -72,6 +73,7 @@ class Router(Actor):
         super().__init__(context)
         self._targets = Targets()
         self._live: dict[str, Life] = {}
+        self._shedding = Shedding(context.config.limits.in_flight)
         self._tenants: dict[str, str] = {}
         """By the subject they ask on."""
         self._turn = 0
@@ -153,6 +155,8 @@ class Router(Actor):
 
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
+        if config.limits.in_flight != self._shedding.capacity:
+            self._shedding = Shedding(config.limits.in_flight)
         self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
 
     def load(self) -> Load:
@@ -246,8 +250,9 @@ class Router(Actor):
             if len(self._tenants) >= _TENANTS_KEPT:
                 self._tenants.clear()
             self._tenants[message.subject] = tenant
-        if len(self._live) >= self.config.limits.in_flight:
-            return f.Overloaded("the router is at capacity", retry_after_s=1.0)
+        refusal = self._shedding.refusal(options.priority, len(self._live))
+        if refusal is not None:
+            return refusal
         if request_id in self._live:
             return f.InvalidRequest(
                 "a request of this id is in flight: send each id once, or leave it out",
@@ -342,6 +347,7 @@ class Router(Actor):
         if self._live.pop(life.request_id, None) is None:
             return
         self._inflight.set(len(self._live))
+        self._shedding.ended(self.context.clock.now())
         if not self._live:
             self._idle.set()
         if reply is not None:

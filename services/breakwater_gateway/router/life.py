@@ -218,6 +218,7 @@ class Life:
             org=options.org,
             feature=options.feature,
             properties=options.properties,
+            priority=options.priority,
         )
 
     def facts(self, rung: str) -> dict[str, str]:

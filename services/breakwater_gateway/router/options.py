@@ -6,13 +6,14 @@ this version does not serve, is an invalid request that says so.
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, get_args
 
 from msgspec import Struct
 
 from breakwater_gateway.router.ladder import read_ladder
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.commands import Priority
 
 VALUE_MAX: Final = 512
 PROPERTIES_MAX: Final = 32
@@ -34,11 +35,13 @@ class Options(Struct, frozen=True):
     properties: dict[str, str] = {}
     total_s: float | None = None
     first_token_s: float | None = None
-    priority: str = "interactive"
+    priority: Priority = "interactive"
     ladder: frozenset[str] | None = None
     """The kinds of rungs that may answer; None: all that the model declares."""
     traceparent: str = ""
 
+
+PRIORITIES: Final[dict[str, Priority]] = {p: p for p in get_args(Priority)}
 
 _NONE: Final = Options()
 
@@ -89,8 +92,8 @@ def _check(
                     name, "must be a duration such as 250ms, 10s or 2m, one hour at most"
                 )
             times[name] = seconds
-    priority = found.get(h.PRIORITY, "interactive")
-    if priority not in {"critical", "interactive", "batch"}:
+    priority = PRIORITIES.get(found.get(h.PRIORITY, "interactive"))
+    if priority is None:
         return _refuse(h.PRIORITY, "must be critical, interactive or batch")
     rungs = read_ladder(found[h.LADDER]) if h.LADDER in found else None
     if h.LADDER in found and rungs is None:

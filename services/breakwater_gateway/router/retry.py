@@ -79,6 +79,8 @@ def disposition(failure: f.Failure) -> Disposition:
             | f.MalformedAnswer()
         ):
             return Disposition.next_target_now
+        case f.WorkerBusy(full=True):
+            return Disposition.other_target
         case f.WorkerBusy() | f.WorkerLost():
             return Disposition.next_worker
         case f.BudgetContended():

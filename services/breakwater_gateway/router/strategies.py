@@ -181,7 +181,9 @@ def filter_targets(
 ) -> Filtered:
     """Which deployments may be tried, which only as a probe, and why each other one may not.
 
-    `not_before`: by deployment id, in the clock of `now`; an absent id is not throttled.
+    `not_before`: by deployment id, in the clock of `now`; an absent id is not throttled. Where nothing else
+    is left, targets that have all their `max_in_flight` are usable after all: calls wait for a place at the
+    worker, which knows their priority and refuses at once what would wait in vain.
     """
     usable: list[Deployment] = []
     half_open: list[Deployment] = []
@@ -204,6 +206,9 @@ def filter_targets(
             half_open.append(target)
         else:
             usable.append(target)
+    if not usable and not half_open and dropped:
+        usable = [d.deployment for d in dropped if d.reason is Reason.max_in_flight]
+        dropped = [d for d in dropped if d.reason is not Reason.max_in_flight]
     return Filtered(tuple(usable), tuple(half_open), tuple(dropped))
 
 

@@ -22,6 +22,7 @@ from breakwater_gateway.config.model import Config, Deployment
 from breakwater_gateway.config.provider import quirks_for
 from breakwater_gateway.pricing.cost import ModelPrice, cost_nano_usd, of_config
 from breakwater_gateway.pricing.prices import shipped
+from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge, Subscription
@@ -37,6 +38,7 @@ from breakwater_gateway.worker.endpoint import (
     secrets_of,
 )
 from breakwater_gateway.worker.exchange import Asked, Exchange, Whole, open_exchange
+from breakwater_gateway.worker.gate import Gate
 from breakwater_gateway.worker.http_client import (
     Answer,
     AnswerTooLarge,
@@ -95,10 +97,12 @@ class _Run:
     """One attempt in hand."""
 
     __slots__ = (
+        "came_at",
         "clock",
         "deployment",
         "exchange",
         "finish_sent",
+        "gate",
         "graced",
         "left_at",
         "price",
@@ -110,18 +114,17 @@ class _Run:
         "task",
         "timer",
         "usage",
+        "waited_s",
         "work",
     )
 
     def __init__(self, work: Work, reply: str, now: float) -> None:
         self.work = work
         self.reply = reply
-        self.clock = AttemptClock(
-            now=now,
-            first_token_s=work.first_token_s if work.stream else float("inf"),
-            idle_s=work.idle_s,
-            total_s=work.total_s,
-        )
+        self.came_at = now
+        self.clock = _clock_of(work, now, work.total_s)
+        self.gate: Gate[_Run] | None = None
+        """Where it waits for its place at the target."""
         self.deployment: Deployment | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
@@ -138,6 +141,23 @@ class _Run:
         self.left_at = now
         """When the call went out to the provider."""
         self.provider_s = 0.0
+        self.waited_s = 0.0
+
+    def admitted(self, now: float) -> None:
+        """It waited for its place at the target, and none of the timers but the last was for that."""
+        self.gate = None
+        self.waited_s = now - self.came_at
+        self.left_at = now
+        self.clock = _clock_of(self.work, now, self.work.total_s - self.waited_s)
+
+
+def _clock_of(work: Work, now: float, total_s: float) -> AttemptClock:
+    return AttemptClock(
+        now=now,
+        first_token_s=work.first_token_s if work.stream else float("inf"),
+        idle_s=work.idle_s,
+        total_s=total_s,
+    )
 
 
 class Worker(Actor):
@@ -162,6 +182,11 @@ class Worker(Actor):
         """Streams whose last word is said and whose last byte is not here yet: no load of the worker."""
         self._live: dict[str, dict[int, _Run]] = {}
         self._in_flight: dict[str, int] = {}
+        self._gates: dict[str, Gate[_Run]] = {}
+        """Of targets that have a limit, configured or found."""
+        self._waiting = 0
+        """Attempts that wait behind the gates, all of them together."""
+        self._shedding = Shedding(0)
         self._deployments: dict[str, Deployment] = {}
         self._places: dict[tuple[str, int, str], _Place] = {}
         self._prepared: dict[tuple[str, tuple[tuple[str, str], ...]], Prepared] = {}
@@ -202,6 +227,8 @@ class Worker(Actor):
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
         self._deployments = {d.id: d for m in config.models.values() for d in m.deployments}
+        self._shedding = Shedding(self.capacity)
+        self._set_ceilings()
         self._places.clear()
         self._prepared.clear()
 
@@ -212,10 +239,22 @@ class Worker(Actor):
     def load(self) -> Load:
         return Load(
             capacity=self.capacity,
-            in_flight=len(self._tasks),
+            in_flight=self._held,
             pools=self._pools,
-            targets={t: TargetLoad(in_flight=n) for t, n in self._in_flight.items() if n},
+            targets=self._target_loads(),
         )
+
+    @property
+    def _held(self) -> int:
+        return len(self._tasks) + self._waiting
+
+    def _target_loads(self) -> dict[str, TargetLoad]:
+        loads = {t: TargetLoad(in_flight=n) for t, n in self._in_flight.items() if n}
+        for target, gate in self._gates.items():
+            in_flight = self._in_flight.get(target, 0)
+            if in_flight or gate.is_cut:
+                loads[target] = TargetLoad(in_flight, gate.limit, gate.waiting)
+        return loads
 
     # ------------------------------------------------------------ messages
 
@@ -244,16 +283,22 @@ class Worker(Actor):
             return
         now = self.context.clock.now()
         run = _Run(work, message.reply, now)
-        refusal: f.Failure | None = None
-        if self.draining or len(self._tasks) >= self.capacity:
-            refusal = f.WorkerBusy("the worker is at capacity or leaving", retry_after_s=0.1)
-        elif work.attempt in self._live.get(work.request, {}):
+        if self.draining or self._shedding.refusal(work.priority, self._held) is not None:
+            busy = f.WorkerBusy("the worker is at capacity or leaving", retry_after_s=0.1)
+            self._report(run, busy, partial="")
+            return
+        if work.attempt in self._live.get(work.request, {}):
             # The same ask twice (a duplicate on the bus): the first one is under way.
             return
-        if refusal is not None:
-            self._report(run, refusal, partial="")
-            return
         self._live.setdefault(work.request, {})[work.attempt] = run
+        gate = self._gates.get(work.target)
+        if gate is None or gate.admits(self._in_flight.get(work.target, 0)):
+            self._begin(run)
+        else:
+            self._wait(run, gate, now)
+
+    def _begin(self, run: _Run) -> None:
+        work = run.work
         self._in_flight[work.target] = self._in_flight.get(work.target, 0) + 1
         run.timer = self.context.clock.call_at(run.clock.wake_at(), partial(self._on_timer, run))
         run.task = self._tasks.spawn(self._attempt(run))
@@ -270,7 +315,93 @@ class Worker(Actor):
                 return
         run.timer = self.context.clock.call_at(due, partial(self._on_timer, run))
 
+    # ------------------------------------------------------------ waiting for a place at a target
+
+    def _set_ceilings(self) -> None:
+        ceilings = {d.id: d.max_in_flight for d in self._deployments.values() if d.max_in_flight}
+        for target, gate in list(self._gates.items()):
+            gate.limiter.ceiling(ceilings.pop(target, None))
+            if gate.waiting:
+                self._let_in(gate, target)
+            elif gate.limiter.idle:
+                del self._gates[target]
+        self._gates.update({target: Gate(ceiling) for target, ceiling in ceilings.items()})
+
+    def _wait(self, run: _Run, gate: Gate[_Run], now: float) -> None:
+        work = run.work
+        retry_after_s, ousted = gate.offer(run, work.priority, now=now, deadline=now + work.total_s)
+        if retry_after_s is not None:
+            self._refuse(run, retry_after_s)
+            return
+        run.gate = gate
+        self._waiting += 1
+        if ousted is not None:
+            self._waiting -= 1
+            self._refuse(ousted, gate.retry_after_s(now))
+        self._watch(gate, work.target)
+
+    def _watch(self, gate: Gate[_Run], target: str) -> None:
+        """One timer for all that wait at the gate: the first of them that has waited too long."""
+        if gate.timer is not None:
+            gate.timer.cancel()
+            gate.timer = None
+        due = gate.next_expiry()
+        if due < float("inf"):
+            gate.timer = self.context.clock.call_at(due, partial(self._let_in, gate, target))
+
+    def _let_in(self, gate: Gate[_Run], target: str) -> None:
+        """A place is free, or somebody has waited too long."""
+        now = self.context.clock.now()
+        for late in gate.expired(now):
+            self._waiting -= 1
+            self._refuse(late, gate.retry_after_s(now))
+        while (run := gate.take(self._in_flight.get(target, 0), now)) is not None:
+            self._waiting -= 1
+            run.admitted(now)
+            self._begin(run)
+        self._watch(gate, target)
+
+    def _refuse(self, run: _Run, retry_after_s: float) -> None:
+        """There is no place for it in time."""
+        run.gate = None
+        self._forget(run)
+        message = f"{run.work.deployment} has as many calls as it bears, and no room to wait"
+        self._report(run, f.WorkerBusy(message, retry_after_s=retry_after_s, full=True), partial="")
+
+    def _forget(self, run: _Run) -> None:
+        live = self._live.get(run.work.request)
+        if live is not None and live.get(run.work.attempt) is run:
+            del live[run.work.attempt]
+            if not live:
+                del self._live[run.work.request]
+
+    def _learn(self, run: _Run, failure: f.Failure | None) -> None:
+        """What the end of a call says of how many its target bears."""
+        work, clock, now = run.work, run.clock, self.context.clock.now()
+        gate = self._gates.get(work.target)
+        in_flight = self._in_flight.get(work.target, 0) + 1
+        if isinstance(failure, f.RateLimited):
+            if gate is None:
+                gate = self._gates[work.target] = Gate(None)
+            gate.limiter.throttled(in_flight=in_flight, sent_at=run.left_at, now=now)
+        elif gate is not None and failure is None:
+            first_s = clock.first - run.left_at if work.stream and clock.first else None
+            gate.limiter.answered(in_flight=in_flight, first_token_s=first_s, now=now)
+        if gate is None:
+            return
+        if gate.waiting:
+            self._let_in(gate, work.target)
+        elif gate.limiter.idle:
+            del self._gates[work.target]
+
     def _stop(self, run: _Run, failure: f.Failure) -> None:
+        if run.gate is not None:
+            run.gate.remove(run)
+            self._waiting -= 1
+            run.gate = None
+            self._forget(run)
+            self._report(run, failure, partial="")
+            return
         if run.stop is None and run.task is not None and not run.finish_sent:
             run.stop = failure
             run.task.cancel()
@@ -293,16 +424,15 @@ class Worker(Actor):
     def _end(self, run: _Run, failure: f.Failure | None) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        live = self._live.get(run.work.request)
-        if live is not None:
-            live.pop(run.work.attempt, None)
-            if not live:
-                del self._live[run.work.request]
+        self._forget(run)
+        self._shedding.ended(self.context.clock.now())
         left = self._in_flight[run.work.target] - 1
         if left:
             self._in_flight[run.work.target] = left
         else:
             del self._in_flight[run.work.target]
+        if self._gates or isinstance(failure, f.RateLimited):
+            self._learn(run, failure)
         partial = ""
         try:
             if failure is not None and run.started and not run.finish_sent:
@@ -591,8 +721,8 @@ class Worker(Actor):
                 usage=run.usage,
                 cost_nano_usd=self._cost(run),
                 first_token_ms=run.clock.first_token_ms(),
-                duration_ms=(self.context.clock.now() - run.clock.began) * 1000,
-                provider_ms=run.provider_s * 1000,
+                duration_ms=(self.context.clock.now() - run.came_at) * 1000,
+                provider_ms=(run.provider_s + run.waited_s) * 1000,
                 partial=partial,
             ),
         )

@@ -307,7 +307,7 @@ class Attempts:
         if failure is None or reply.answered:
             self._ended(life, reply)
             return
-        if isinstance(failure, f.WorkerBusy):
+        if isinstance(failure, f.WorkerBusy) and not failure.full:
             now = self.context.clock.now()
             life.note("skip", now=now, reason="worker_busy")
             life.plan.turned_away(call.step.candidate)
