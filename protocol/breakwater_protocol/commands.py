@@ -69,6 +69,17 @@ class Work(Struct, frozen=True, omit_defaults=True):
     first message carries `breakwater-seam`."""
     seq_from: int = 0
     """The number that the first message of this attempt's stream bears: how many went before."""
+    ask_leave: bool = False
+    """Two calls of this request may run at once: before its first byte goes to the caller the worker sends
+    `Started` with a reply subject, and goes on only when it is answered with `Leave(granted=True)`."""
+    hand_back: bool = False
+    """A stream that breaks off is not ended by the worker: the router lets another deployment go on, or ends it."""
+
+
+class Leave(Struct, frozen=True):
+    """The router's word on a `Started` that asked for leave: one call of the request answers, no other."""
+
+    granted: bool
 
 
 class Started(Struct, frozen=True, omit_defaults=True, tag="started", tag_field="reply"):

@@ -336,6 +336,10 @@ class Gateway:
             self.hub.remove(member)
         bus.cut = True
 
+    def holds(self, name: str) -> bool:
+        """The worker of that name has attempts in hand."""
+        return self._actors[name].load().in_flight > 0
+
     def ask(
         self,
         *,

@@ -5,6 +5,7 @@ from typing import Final, Literal, Protocol
 from msgspec import Raw
 
 from breakwater_gateway.config.model import Deployment, Model, RungKind
+from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Dispatch, Plan
@@ -32,7 +33,7 @@ class Timer(Protocol):
 class Call:
     """One attempt in a worker's hands."""
 
-    __slots__ = ("request", "started", "step", "worker")
+    __slots__ = ("request", "started", "step", "timer", "worker")
 
     def __init__(self, request: str, step: Dispatch, worker: str) -> None:
         self.request = request
@@ -40,6 +41,8 @@ class Call:
         self.worker = worker
         self.started = False
         """A byte of the answer may have reached the caller."""
+        self.timer: Timer | None = None
+        """When a second call is made beside this one."""
 
 
 class Life:
@@ -51,8 +54,11 @@ class Life:
         "call",
         "calls",
         "claiming",
+        "copies",
+        "copies_inbox",
         "decisions",
         "first_token_s",
+        "hedges",
         "home",
         "inbox",
         "ladder",
@@ -121,6 +127,11 @@ class Life:
         """Attempts in workers' hands: one, or two while a hedge runs."""
         self.call: Call | None = None
         """The one handed out last, also when it is over."""
+        self.copies: Copies | None = None
+        """What the caller has of its stream, where another deployment may go on with it."""
+        self.copies_inbox: Inbox | None = None
+        self.hedges = 0
+        """Calls made beside another so far."""
         self.over = False
         """The caller has its terminal answer."""
         self.claiming = False
@@ -219,6 +230,11 @@ class Life:
             feature=options.feature,
             properties=options.properties,
             priority=options.priority,
+            ask_leave=self.model.hedge is not None,
+            hand_back=self.copies is not None,
+            copy_to=self.copies_inbox.subject if self.copies_inbox is not None else "",
+            continues=self.copies.lines() if self.copies is not None else b"",
+            seq_from=self.copies.messages if self.copies is not None else 0,
         )
 
     def facts(self, rung: str) -> dict[str, str]:

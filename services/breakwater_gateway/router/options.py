@@ -35,9 +35,9 @@ class Options(Struct, frozen=True):
     properties: dict[str, str] = {}
     total_s: float | None = None
     first_token_s: float | None = None
-    priority: Priority = "interactive"
     ladder: frozenset[str] | None = None
     """The kinds of rungs that may answer; None: all that the model declares."""
+    priority: Priority = "interactive"
     traceparent: str = ""
 
 
@@ -118,8 +118,8 @@ def _check(
         properties=properties,
         total_s=times.get(h.TIMEOUT),
         first_token_s=times.get(h.TTFT_TIMEOUT),
-        priority=priority,
         ladder=rungs,
+        priority=priority,
         traceparent=traceparent,
     )
 

@@ -235,6 +235,17 @@ class Plan:
                 return self._take(candidate)
         return self._again(usable, skipped, now)
 
+    def hedge(self, candidates: tuple[Candidate, ...], *, now: float) -> Dispatch | None:
+        """A second call beside the one in hand, at a target that this request has not called; None: there
+        is none, or the envelope has no call left."""
+        if self._final is not None or now >= self.deadline or self.attempts >= self._attempts_max:
+            return None
+        for candidate in candidates:
+            if candidate.deployment not in self._tried and not candidate.probe:
+                step = self._take(candidate)
+                return step if isinstance(step, Dispatch) else None
+        return None
+
     def _is_lost(self, candidate: Candidate) -> bool:
         return candidate.probe and (candidate.target, candidate.epoch) in self._lost_claims
 

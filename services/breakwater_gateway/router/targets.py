@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.router.first_tokens import FirstTokens
 from breakwater_gateway.router.plan import Candidate, Skipped
 from breakwater_gateway.router.release import Release
 from breakwater_gateway.router.retry import RetryBudget
@@ -44,6 +45,7 @@ class Targets:
     def __init__(self) -> None:
         self.breakers = BreakerBoard()
         self.loads = LoadBoard()
+        self.first_tokens = FirstTokens()
         self._releases: dict[str, Release] = {}
         self._budgets: dict[str, RetryBudget] = {}
         self._claims: set[tuple[str, int]] = set()
@@ -75,6 +77,7 @@ class Targets:
     def retain(self, known: Collection[str]) -> None:
         """The configuration changed: forget every target that is not one of these."""
         self.breakers.retain(known)
+        self.first_tokens.retain(known)
         self._releases = {
             t: release for t, release in self._releases.items() if t in known or release.waiting
         }

@@ -55,7 +55,7 @@ from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
-from breakwater_protocol.commands import Cancel, Finished, Started, Work
+from breakwater_protocol.commands import Cancel, Finished, Leave, Started, Work
 from breakwater_protocol.events import Alert, AttemptFinished, TargetLoad
 
 USER_AGENT: Final = f"breakwater/{__version__}"
@@ -68,6 +68,7 @@ _PREPARED_MAX: Final = 4096
 _SECRETS_S: Final = 60.0
 _LINGER_S: Final = 0.25
 _LINGER_BYTES: Final = 4096
+_LEAVE_S: Final = 1.0
 _ERROR_BODY_MAX: Final = 64 * 1024
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
@@ -437,7 +438,8 @@ class Worker(Actor):
         try:
             if failure is not None and run.started and not run.finish_sent:
                 partial = f.kind(failure)
-                self._send_end(run, "partial", partial)
+                if not run.work.hand_back or isinstance(failure, f.Cancelled):
+                    self._send_end(run, "partial", partial)
             self._report(run, failure, partial=partial)
             self._publish_event(run, failure, partial=partial)
         except BusError as error:
@@ -469,6 +471,7 @@ class Worker(Actor):
                 quirks=quirks,
                 limit=self.config.limits.answer_bytes,
                 refuse_dropped=work.refuse_dropped,
+                continues=work.continues,
             )
         )
         if isinstance(exchange, f.Failure):
@@ -485,7 +488,10 @@ class Worker(Actor):
             if work.stream and work.api != "embeddings":
                 return await self._stream(run, answer, exchange, place)
             run.clock.spoke(clock.now())
-            return self._answer(run, exchange, await self._read_whole(run, answer), place)
+            body = await self._read_whole(run, answer)
+            if work.ask_leave and not await self._leave(run):
+                return f.Cancelled("another call of the request answers")
+            return self._answer(run, exchange, body, place)
         except ConnectFailed as error:
             return f.ConnectFailed(f"no connection to the provider: {error.kind}")
         except PoolTimeout:
@@ -592,6 +598,8 @@ class Worker(Actor):
                 if not run.started:
                     run.provider_s = clock.now() - run.left_at
                     run.clock.spoke(clock.now())
+                    if run.work.ask_leave and not await self._leave(run):
+                        return f.Cancelled("another call of the request answers")
                 self._send_chunks(run, read.lines)
             if read.failure is not None:
                 return _without(read.failure, place.secrets)
@@ -602,6 +610,27 @@ class Worker(Actor):
         self._send_end(run, "ok", "")
         return None
 
+    async def _leave(self, run: _Run) -> bool:
+        """Whether this call is the one that answers. Without a word from the router it is not: it may have
+        given its word to another."""
+        decided: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def hear(message: Message) -> None:
+            if not decided.done():
+                decided.set_result(_said_leave(message))
+
+        inbox = self.context.bus.open_inbox(hear)
+        try:
+            self._tell(
+                run, Started(run.work.request, run.work.attempt, self.context.id), inbox.subject
+            )
+            async with asyncio.timeout(_LEAVE_S):
+                return await decided
+        except TimeoutError:
+            return False
+        finally:
+            inbox.close()
+
     def _send_chunks(self, run: _Run, lines: list[bytes]) -> None:
         work = run.work
         headers = {h.SEQ: str(run.seq)}
@@ -609,7 +638,8 @@ class Worker(Actor):
             headers[h.ATTEMPT] = str(work.attempt)
         if not run.started:
             # Before the first byte, so that nobody else answers once it may have arrived.
-            self._tell(run, Started(work.request, work.attempt, self.context.id))
+            if not work.ask_leave:
+                self._tell(run, Started(work.request, work.attempt, self.context.id))
             if work.continues:
                 headers[h.SEAM] = work.deployment
             else:
@@ -705,9 +735,9 @@ class Worker(Actor):
 
     # ------------------------------------------------------------ reports
 
-    def _tell(self, run: _Run, reply: Started | Finished) -> None:
+    def _tell(self, run: _Run, reply: Started | Finished, answer_to: str = "") -> None:
         if run.reply:
-            self.context.bus.publish(run.reply, msgspec.json.encode(reply))
+            self.context.bus.publish(run.reply, msgspec.json.encode(reply), reply=answer_to)
 
     def _report(self, run: _Run, failure: f.Failure | None, *, partial: str) -> None:
         self._tell(
@@ -838,6 +868,14 @@ class Worker(Actor):
         if usage is not None:
             meters.tokens_in.add(usage.input)
             meters.tokens_out.add(usage.output)
+
+
+def _said_leave(message: Message) -> bool:
+    """A router that is gone, or says what nobody understands, gives no leave."""
+    try:
+        return msgspec.json.decode(message.data, type=Leave).granted
+    except msgspec.MsgspecError:
+        return False
 
 
 async def _read_error(answer: Answer) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Wire
+from breakwater_gateway.worker.continuation import Joint, SoFar, asked_again, so_far
 from breakwater_gateway.worker.sse import EventTooLarge, SseParser
 from breakwater_gateway.worker.wire import neutral, openai, openai_chat, tool_calls
 from breakwater_gateway.worker.wire.bad_request import BadRequest
@@ -256,6 +257,27 @@ class Translated:
         return Read(self._encoder.feed(ready), failure, self._done)
 
 
+class Continued(Translated):
+    """The rest of a stream that another deployment began."""
+
+    def __init__(
+        self,
+        call: neutral.Call,
+        *,
+        provider: ProviderDialect,
+        caller: CallerDialect,
+        model: str,
+        request: neutral.Request,
+        said: SoFar,
+    ) -> None:
+        super().__init__(call, provider=provider, caller=caller, model=model, request=request)
+        self._encoder.feed(said.events)
+        self._joint = Joint(said)
+
+    def _events(self, events: list[neutral.StreamEvent]) -> Read:
+        return super()._events(self._joint.onward(events))
+
+
 class NativeStream:
     """One dialect on both sides, other than OpenAI's chat: events as they came, read on the way."""
 
@@ -361,6 +383,8 @@ class Asked(Struct, frozen=True):
     """Bytes of one event of a stream."""
     refuse_dropped: bool = False
     """Refuse what the provider cannot express, instead of reporting it as dropped."""
+    continues: bytes = b""
+    """What the caller has of the answer already: lines of its dialect."""
 
 
 class _EmbeddingsAsked(Struct):
@@ -369,6 +393,13 @@ class _EmbeddingsAsked(Struct):
 
 _embeddings_asked = msgspec.json.Decoder(_EmbeddingsAsked)
 _fields = msgspec.json.Decoder(dict[str, Raw])
+_OWN_WIRE: Final[Mapping[str, Wire]] = {
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "responses": "responses",
+    "gemini": "gemini",
+}
+"""A caller's dialect -> the wire whose decoder reads what was written in it."""
 _HOT: Final = frozenset({"openai"})
 """Hosts that take OpenAI's bodies as callers write them; Azure and Mistral differ in fields."""
 
@@ -378,6 +409,8 @@ def open_exchange(asked: Asked) -> Exchange | f.Failure:
     try:
         if asked.api == "embeddings":
             return _embeddings(asked)
+        if asked.continues:
+            return _continued(asked)
         if asked.api == "chat" and asked.wire in _HOT and _as_it_came(asked):
             body = openai.encode_request(
                 asked.body, model=asked.provider_model, api="chat", stream=asked.stream
@@ -421,6 +454,23 @@ def _dialects(asked: Asked) -> Exchange | f.Failure:
     if CALLERS[asked.api] == provider.name and provider.name not in {"openai", "gemini"}:
         return NativeStream(call, dialect=provider, limit=asked.limit)
     return Translated(call, provider=provider, caller=caller, model=asked.model, request=request)
+
+
+def _continued(asked: Asked) -> Exchange | f.Failure:
+    caller = caller_dialect(asked.api)
+    own = provider_dialect(_OWN_WIRE[caller.name], "")
+    said = so_far(asked.continues, own.stream_decoder())
+    if said is None:
+        return f.StreamCut("what was said so far is not a text that another model could go on with")
+    provider = provider_dialect(asked.wire, asked.provider)
+    request = caller.decode_request(bytes(asked.body))
+    request = msgspec.structs.replace(asked_again(request, said), stream=True)
+    if caller.name != provider.name and (refused := caller.refusal(request)) is not None:
+        raise refused
+    call = provider.encode_request(request, neutral.Target(asked.provider_model, asked.quirks))
+    return Continued(
+        call, provider=provider, caller=caller, model=asked.model, request=request, said=said
+    )
 
 
 def _embeddings(asked: Asked) -> Exchange | f.Failure:

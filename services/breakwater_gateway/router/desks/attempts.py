@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from breakwater_gateway.config.model import Hedge
+from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.life import Call, Life, Timer
 from breakwater_gateway.router.plan import (
     Candidate,
@@ -29,7 +31,7 @@ from breakwater_gateway.runtime.bus import BusError, Inbox, Message, MessageTooL
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
-from breakwater_protocol.commands import Cancel, Finished, ProbeClaim, Started, WorkReply
+from breakwater_protocol.commands import Cancel, Finished, Leave, ProbeClaim, Started, WorkReply
 
 _PING_S: Final = 0.25
 """How often workers that hold our work are asked whether they are there."""
@@ -40,6 +42,9 @@ _GRACE_S: Final = 0.5
 _PROBE_EXTRA_S: Final = 5.0
 _BUSY_S: Final = 0.02
 """Before another worker is chosen, so that a fleet that is full is not asked in a circle."""
+
+COPIES_BYTES_MAX: Final = 1024 * 1024
+"""Of one stream that another deployment may go on with."""
 
 _replies = msgspec.json.Decoder(WorkReply)
 
@@ -85,6 +90,9 @@ class Attempts:
     def begin(self, life: Life) -> None:
         """The request may call providers from now on."""
         life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
+        if life.stream and life.model.on_cut == "continue":
+            life.copies = Copies(COPIES_BYTES_MAX)
+            life.copies_inbox = self.context.bus.open_inbox(partial(self._on_copy, life))
         self.advance(life)
 
     def leave(self, life: Life) -> None:
@@ -96,8 +104,9 @@ class Attempts:
         if life.timer is not None:
             life.timer.cancel()
             life.timer = None
-        if life.inbox is not None:
-            life.inbox.close()
+        for inbox in (life.inbox, life.copies_inbox):
+            if inbox is not None:
+                inbox.close()
 
     def stop(self) -> None:
         for inbox in self._pings.values():
@@ -118,7 +127,7 @@ class Attempts:
                 case Dispatch():
                     if step.repeat and not self._budget(life, step).take(now):
                         life.note("answer", now=now, reason="retry_budget")
-                        self._gave_up(life, life.plan.last or f.NoDeployment())
+                        self._give_up(life, life.plan.last or f.NoDeployment())
                         return
                     if self._dispatch(life, step, now):
                         return
@@ -135,8 +144,24 @@ class Attempts:
                     self._queue(life, target, now)
                     return
                 case GiveUp(failure):
-                    self._gave_up(life, failure)
+                    self._give_up(life, failure)
                     return
+
+    def _give_up(self, life: Life, failure: f.Failure) -> None:
+        """Nothing more to try. A caller who has a part of the answer is told that it is one."""
+        if life.copies is not None and life.copies.begun:
+            self._end_partial(life, failure)
+        else:
+            self._gave_up(life, failure)
+
+    def _end_partial(self, life: Life, failure: f.Failure) -> None:
+        kind = f.kind(failure)
+        facts = life.facts("primary")
+        facts.update({h.END: "partial", h.PARTIAL: kind, h.COST_USD: "unknown"})
+        if life.copies is not None:
+            facts[h.SEQ] = str(life.copies.messages)
+        self._publish(life.reply, b"", facts)
+        self._ended(life, None, failure=failure, partial=kind)
 
     def _choices(self, life: Life, now: float) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
         targets, model, clock = self._targets, life.model, self.context.clock
@@ -154,7 +179,12 @@ class Attempts:
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
         return self._targets.budget(step.candidate.target, life.model.retry.budget)
 
-    def _dispatch(self, life: Life, step: Dispatch, now: float) -> bool:
+    @staticmethod
+    def _may_go_on(life: Life) -> bool:
+        """Another deployment may go on with the stream of which the caller has a part."""
+        return life.copies is not None and life.copies.whole
+
+    def _dispatch(self, life: Life, step: Dispatch, now: float, reason: str = "") -> bool:
         """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
         clock, target = self.context.clock, step.candidate.target
         deployment = self._targets.deployment(life.model, step.candidate.deployment)
@@ -172,9 +202,11 @@ class Attempts:
             deployment=deployment.id,
             worker=worker,
             epoch=step.candidate.epoch,
-            reason="probe" if step.candidate.probe else life.model.strategy,
+            reason=reason or ("probe" if step.candidate.probe else life.model.strategy),
         )
         life.hold(call)
+        if life.model.hedge is not None:
+            self._plan_hedge(life, call, life.model.hedge, now)
         self._holding.setdefault(worker, set()).add(call)
         self._targets.loads.dispatched(worker, target, life.request_id)
         self._targets.release(target).sent(life.request_id, now)
@@ -186,12 +218,55 @@ class Attempts:
             )
         except MessageTooLarge as error:
             self._release(life, call)
-            self._gave_up(life, f.PayloadTooLarge(f"{error}: send a smaller body"))
+            self._give_up(life, f.PayloadTooLarge(f"{error}: send a smaller body"))
         except BusError as error:
             self.context.log.warning("work_not_sent", request=life.request_id, error=repr(error))
             self._release(life, call)
-            self._gave_up(life, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
+            self._give_up(life, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
         return True
+
+    # ------------------------------------------------------------ hedging
+
+    def _plan_hedge(self, life: Life, call: Call, hedge: Hedge, now: float) -> None:
+        after_s = hedge.after_s
+        if after_s is None:
+            after_s = self._targets.first_tokens.p95(call.step.candidate.target)
+        if after_s is not None and life.hedges < hedge.max:
+            call.timer = self.context.clock.call_at(now + after_s, partial(self._hedge, life, call))
+
+    def _hedge(self, life: Life, call: Call) -> None:
+        """The call is slow to begin: a second one beside it, at another target, within the same envelope."""
+        call.timer = None
+        if life.over or call.started or call not in life.calls:
+            return
+        clock, now = self.context.clock, self.context.clock.now()
+        candidates, _ = self._targets.order(
+            life.model, now=now, now_wall=clock.wall(), draw=clock.draw, claiming=False
+        )
+        step = life.plan.hedge(candidates, now=now)
+        if step is None:
+            return
+        if not self._budget(life, step).take(now):
+            life.plan.turned_away(step.candidate)
+            life.note("skip", now=now, reason="retry_budget")
+            return
+        life.hedges += 1
+        self._dispatch(life, step, now, reason="hedge")
+
+    def _on_started(self, life: Life, call: Call, reply: str) -> None:
+        """The first call of a request that has something to say is the one that answers."""
+        granted = not any(other.started for other in life.calls if other is not call)
+        if reply:
+            self._publish(reply, msgspec.json.encode(Leave(granted)), {})
+        if not granted:
+            self._release(life, call)
+            return
+        call.started = True
+        life.call = call
+        self._answered(call)
+        for other in [other for other in life.calls if other is not call]:
+            self._abandon(other, "hedge_lost")
+            self._release(life, other)
 
     def _claim(self, life: Life, candidate: Candidate) -> None:
         """One probe per epoch in the whole cluster; one claim per epoch of this router."""
@@ -277,7 +352,8 @@ class Attempts:
                 self._targets.loads.remove(call.worker)
                 self._release(life, call)
                 life.plan.turned_away(call.step.candidate)
-                self.advance(life)
+                if not life.calls:
+                    self.advance(life)
             return
         try:
             reply = _replies.decode(message.data)
@@ -288,10 +364,14 @@ class Attempts:
         if call is None:
             return  # of an attempt already given up
         if isinstance(reply, Started):
-            call.started = True
-            self._answered(call)
+            self._on_started(life, call, message.reply)
             return
         self._on_finished(life, call, reply)
+
+    @staticmethod
+    def _on_copy(life: Life, message: Message) -> None:
+        if life.copies is not None:
+            life.copies.take(message.data, message.headers)
 
     def _on_finished(self, life: Life, call: Call, reply: Finished) -> None:
         failure = reply.failure
@@ -304,14 +384,20 @@ class Attempts:
                 now=self.context.clock.now(),
             )
         self._release(life, call)
+        if reply.first_token_ms is not None and failure is None and life.model.hedge is not None:
+            self._targets.first_tokens.add(call.step.candidate.target, reply.first_token_ms / 1000)
         if failure is None or reply.answered:
             self._ended(life, reply)
+            return
+        if call.started and not self._may_go_on(life):
+            self._end_partial(life, failure)
             return
         if isinstance(failure, f.WorkerBusy) and not failure.full:
             now = self.context.clock.now()
             life.note("skip", now=now, reason="worker_busy")
             life.plan.turned_away(call.step.candidate)
-            self._set_timer(life, now + _BUSY_S, partial(self.advance, life))
+            if not life.calls:
+                self._set_timer(life, now + _BUSY_S, partial(self.advance, life))
             return
         self._failed(life, call, failure)
 
@@ -321,7 +407,8 @@ class Attempts:
             self.pump(candidate.target)
         life.note("failed", now=now, deployment=candidate.deployment, reason=f.kind(failure))
         life.plan.failed(candidate, failure, now=now, draw=self.context.clock.draw())
-        self.advance(life)
+        if not life.calls:
+            self.advance(life)
 
     def cancel(self, life: Life, cancel: Cancel) -> None:
         """The caller is gone. A worker that holds the call heard it too, and tells how far it had come."""
@@ -339,14 +426,10 @@ class Attempts:
         self._release(life, call)
         if life.over:
             return
-        if call.started:
-            kind = f.kind(failure)
-            facts = life.facts("primary")
-            facts.update({h.END: "partial", h.PARTIAL: kind, h.COST_USD: "unknown"})
-            self._publish(life.reply, b"", facts)
-            self._ended(life, None, failure=failure, partial=kind)
+        if call.started and not self._may_go_on(life):
+            self._end_partial(life, failure)
         elif isinstance(failure, f.TotalTimeout):
-            self._gave_up(life, failure)
+            self._give_up(life, failure)
         else:
             self._failed(life, call, failure)
 
@@ -406,6 +489,9 @@ class Attempts:
         """The call is out of its worker's hands."""
         if not life.let_go(call):
             return
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
         if life.timer is not None:
             life.timer.cancel()
             life.timer = None
