@@ -203,11 +203,17 @@ class NotLeader(Struct, frozen=True, omit_defaults=True, tag="not_leader", tag_f
 
 class Refused(Struct, frozen=True, omit_defaults=True, tag="refused", tag_field="reply"):
     """`malformed`: not an ask, or absurd; `wrong_partition`; `unknown_zone`; `stale_lease`: closed, or of
-    a life that ended; `safe_mode`: the log was rolled back, an operator has to look; `unknown`: what the
-    command is about is not there."""
+    a life that ended; `safe_mode`: the log was rolled back, an operator has to look; `full`: the books
+    hold as many lines or leases as they may; `unknown`: what the command is about is not there."""
 
     reason: Literal[
-        "malformed", "wrong_partition", "unknown_zone", "stale_lease", "safe_mode", "unknown"
+        "malformed",
+        "wrong_partition",
+        "unknown_zone",
+        "stale_lease",
+        "safe_mode",
+        "full",
+        "unknown",
     ]
     message: str
 
@@ -267,6 +273,8 @@ class Query(Struct, frozen=True, omit_defaults=True):
 
     account: str = ""
     leases: bool = False
+    hash: bool = False
+    """Also the hash of the whole state, for auditors."""
 
 
 class BudgetLine(Struct, frozen=True, omit_defaults=True):
