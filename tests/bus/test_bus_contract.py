@@ -14,6 +14,7 @@ from breakwater_gateway.runtime.bus import (
     BusError,
     BusOverloaded,
     Entry,
+    EventLog,
     Message,
     MessageTooLarge,
     NoResponders,
@@ -580,6 +581,113 @@ async def test_a_full_bucket_refuses_and_keeps_what_it_has(bus: Bus, bucket: str
     refused = [r for r in results if isinstance(r, BusOverloaded)]
     assert 0 < len(refused) < 20
     assert (await store.get("k")) is not None
+
+
+# Logs
+
+
+async def log_of(bus: Bus, root: str) -> EventLog:
+    return await bus.event_log(f"LOG_{root}", f"{root}.log.*")
+
+
+async def test_a_log_keeps_what_is_appended_in_order(connect: Connect, root: str) -> None:
+    near, far = await log_of(await connect(), root), await log_of(await connect(), root)
+    seq = 0
+    for n in range(5):
+        seq = await near.append(f"{root}.log.a", b"%d" % n, expected=seq)
+    other = await far.append(f"{root}.log.b", b"b", expected=0)
+    found = await far.read(f"{root}.log.a", after=0)
+    assert [(each.subject, each.data) for each in found] == [
+        (f"{root}.log.a", b"%d" % n) for n in range(5)
+    ]
+    assert found[-1].seq == seq < other
+    assert all(a.seq < b.seq and 0 < a.at <= b.at for a, b in itertools.pairwise(found))
+    last = await far.last(f"{root}.log.a")
+    assert last == found[-1]
+    assert await far.last(f"{root}.log.c") is None
+
+
+async def test_an_append_behind_another_s_is_refused(connect: Connect, root: str) -> None:
+    near, far = await log_of(await connect(), root), await log_of(await connect(), root)
+    subject = f"{root}.log.a"
+    first = await near.append(subject, b"1", expected=0)
+    for expected in (0, first + 1):
+        with pytest.raises(WrongRevision):
+            await far.append(subject, b"x", expected=expected)
+    second = await far.append(subject, b"2", expected=first)
+    with pytest.raises(WrongRevision):
+        await near.append(subject, b"x", expected=first)
+    assert [each.data for each in await near.read(subject, after=0)] == [b"1", b"2"]
+    assert second > first
+
+
+async def test_of_many_who_append_at_once_one_wins(connect: Connect, root: str) -> None:
+    logs = [await log_of(await connect(), root) for _ in range(3)]
+    results = await asyncio.gather(
+        *(logs[n % 3].append(f"{root}.log.a", b"%d" % n, expected=0) for n in range(12)),
+        return_exceptions=True,
+    )
+    assert sorted(isinstance(result, WrongRevision) for result in results) == [False] + [True] * 11
+
+
+async def test_a_log_is_read_on_from_where_one_stopped(bus: Bus, root: str) -> None:
+    log = await log_of(bus, root)
+    seqs = dict.fromkeys("ab", 0)
+    for n in range(300):
+        name = "ab"[n % 2]
+        seqs[name] = await log.append(f"{root}.log.{name}", b"%d" % n, expected=seqs[name])
+    everything = await log.read(f"{root}.log.*", after=0)
+    assert len(everything) == 256
+    everything += await log.read(f"{root}.log.*", after=everything[-1].seq)
+    assert [each.data for each in everything] == [b"%d" % n for n in range(300)]
+    assert await log.read(f"{root}.log.*", after=everything[-1].seq) == []
+    some = await log.read(f"{root}.log.b", after=everything[9].seq, limit=2)
+    assert [each.data for each in some] == [b"11", b"13"]
+
+
+async def test_an_empty_log_reads_as_empty(bus: Bus, root: str) -> None:
+    log = await log_of(bus, root)
+    assert await log.read(f"{root}.log.*", after=0) == []
+    assert await log.last(f"{root}.log.a") is None
+
+
+async def test_too_large_a_record_is_refused(bus: Bus, root: str) -> None:
+    log = await log_of(bus, root)
+    with pytest.raises(MessageTooLarge):
+        await log.append(f"{root}.log.a", bytes(bus.max_message + 1), expected=0)
+
+
+# What is published once
+
+
+async def test_of_all_who_publish_once_one_does(connect: Connect, root: str) -> None:
+    heard = Heard()
+    buses = [await connect() for _ in range(3)]
+    await buses[0].subscribe(f"{root}.evt.>", heard)
+    await settle(*buses)
+    done = await asyncio.gather(
+        *(
+            buses[n % 3].publish_once(
+                "k=201", f"{root}.evt.soft", b"hello", headers={"ce-id": "k=201"}
+            )
+            for n in range(9)
+        )
+    )
+    assert sorted(done) == [False] * 8 + [True]
+    assert await buses[1].publish_once("k2", f"{root}.evt.soft", b"again")
+    assert await buses[1].publish_once("k2", f"{root}.evt.other", b"another subject")
+    await heard.count(3)
+    await settle(*buses)
+    assert heard.bodies == [b"hello", b"again", b"another subject"]
+    assert heard.messages[0].subject == f"{root}.evt.soft"
+    assert heard.messages[0].headers["ce-id"] == "k=201"
+
+
+async def test_what_cannot_be_published_once_is_refused(bus: Bus, root: str) -> None:
+    with pytest.raises(BusError):
+        await bus.publish_once("a.b", f"{root}.evt.soft", b"")
+    with pytest.raises(BusError):
+        await bus.publish_once("a", f"{root}.*", b"")
 
 
 # Claims

@@ -147,7 +147,10 @@ def headers_size(headers: Mapping[str, str]) -> int:
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_=/-]+(?:\.[A-Za-z0-9_=/-]+)*")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_=-]{1,200}")
 CLAIM_TTL_MAX_S: Final = 86_400.0
+ONCE_KEPT_S: Final = 400 * 86_400
+"""Longer than the longest period whose events are published once."""
 
 
 def check_key(key: str) -> None:
@@ -178,11 +181,56 @@ def check_claim(subject: str, ttl_s: float) -> None:
         raise BusError(f"a claim lasts up to {CLAIM_TTL_MAX_S:g} s, not {ttl_s}")
 
 
+def check_once(key: str, subject: str) -> None:
+    """Raises `BusError` on what cannot be published once."""
+    if not _TOKEN.fullmatch(key):
+        raise BusError(f"not a key to publish once under: {key[:80]!r}")
+    check_subject(subject)
+
+
 class Entry(Struct, frozen=True):
     key: str
     value: bytes | None
     """None: deleted or expired."""
     revision: int
+
+
+class Stored(Struct, frozen=True):
+    """A message that a log keeps."""
+
+    subject: str
+    seq: int
+    """Grows over the whole log; its first is 1."""
+    data: bytes
+    at: float
+    """When the server took it: Unix seconds by the server's clock."""
+
+
+READ_MAX: Final = 256
+"""Messages that one read of a log gives at most."""
+
+
+class EventLog(Protocol):
+    """Messages kept in order: a JetStream stream. What is in it stays until the stream is full."""
+
+    async def append(
+        self, subject: str, data: bytes, *, expected: int, timeout_s: float = 2.0
+    ) -> int:
+        """The message's sequence. Raises `WrongRevision` unless the last of its subject is `expected`
+        (0: none), so that of two writers who each believe to be the only one the later fails.
+
+        Any other error, and `AskTimeout` above all, leaves open whether it was stored: `last` tells.
+        """
+        ...
+
+    async def last(self, subject: str) -> Stored | None:
+        """The subject's last message, as the server that orders the log has it."""
+        ...
+
+    async def read(self, pattern: str, *, after: int, limit: int = READ_MAX) -> list[Stored]:
+        """The next messages of the subject or pattern behind sequence `after`, oldest first, without a
+        hole. Fewer than `limit` does not mean that there are no more; none does."""
+        ...
 
 
 class Subscription(Protocol):
@@ -303,6 +351,21 @@ class Bus(Protocol):
 
         The engine elects: a memory stream that refuses a second message on a subject. On NATS a
         claim lasts whole seconds, rounded up.
+        """
+        ...
+
+    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> EventLog:
+        """The log of that name for the subject or pattern, created if needed; safe to call again."""
+        ...
+
+    async def publish_once(
+        self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
+    ) -> bool:
+        """Publish it, unless that was ever done with this key; then False. An answer that was lost counts
+        as having done it.
+
+        `key` is one token. The engine decides and publishes in one step, so that neither a crash nor
+        asking again makes it none or two. Keys are remembered for `ONCE_KEPT_S`.
         """
         ...
 

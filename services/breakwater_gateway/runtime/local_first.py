@@ -17,6 +17,7 @@ from typing import Final
 from breakwater_gateway.runtime.bus import (
     NO_HEADERS,
     Bus,
+    EventLog,
     Handler,
     Inbox,
     Message,
@@ -136,6 +137,14 @@ class LocalFirst:
 
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
         return await self._bus.claim(subject, data, ttl_s=ttl_s)
+
+    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> EventLog:
+        return await self._bus.event_log(name, subject, max_bytes=max_bytes)
+
+    async def publish_once(
+        self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
+    ) -> bool:
+        return await self._bus.publish_once(key, subject, data, headers=headers)
 
     async def close(self) -> None:
         if not self._closed:

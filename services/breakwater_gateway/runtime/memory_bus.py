@@ -6,13 +6,17 @@ published, and every timer is the loop's, so under a virtual-time loop a run rep
 """
 
 import asyncio
+import bisect
+import itertools
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from breakwater_gateway.runtime.bus import (
     NO_HEADERS,
+    READ_MAX,
     AskTimeout,
     BusClosed,
     BusOverloaded,
@@ -20,12 +24,15 @@ from breakwater_gateway.runtime.bus import (
     Handler,
     Message,
     MessageTooLarge,
+    Stored,
     WrongRevision,
     check_bucket,
     check_claim,
     check_key,
+    check_once,
     check_pattern,
     check_reply,
+    check_subject,
     check_ttl,
     headers_size,
 )
@@ -57,6 +64,10 @@ class MemoryHub:
         self._deliveries = Deliveries(self.guard)
         self._buckets: dict[str, _Bucket] = {}
         self._claims: dict[str, asyncio.TimerHandle] = {}
+        self.wall: Callable[[], float] = time.time
+        """The server's own clock: Unix seconds."""
+        self.once: set[tuple[str, str]] = set()
+        self.logs: dict[str, KeptLog] = {}
         self._buses = 0
 
     def number(self) -> int:
@@ -98,6 +109,11 @@ class MemoryHub:
         loop = asyncio.get_running_loop()
         self._claims[subject] = loop.call_later(ttl_s, self._claims.pop, subject, None)
         return True
+
+    def kept_log(self, name: str, max_bytes: int) -> "KeptLog":
+        log = self.logs.setdefault(name, KeptLog())
+        log.max_bytes = max_bytes
+        return log
 
     def _pick(self, group: Group) -> Member:
         return group.members[self._choose(len(group.members))]
@@ -199,6 +215,26 @@ class MemoryBus:
         await self.reach()
         return self.hub.claim(subject, ttl_s)
 
+    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> "MemoryLog":
+        check_bucket(name, 1, None)
+        check_pattern(subject)
+        await self.reach()
+        return MemoryLog(self, self.hub.kept_log(name, max_bytes))
+
+    async def publish_once(
+        self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
+    ) -> bool:
+        check_once(key, subject)
+        size = len(data) + headers_size(headers)
+        if size > self.max_message:
+            raise MessageTooLarge(f"{size} bytes to {subject[:200]}, {self.max_message} may be")
+        await self.reach()
+        if (key, subject) in self.hub.once:
+            return False
+        self.hub.once.add((key, subject))
+        self.hub.send(Message(subject, data, headers=dict(headers)))
+        return True
+
     async def close(self) -> None:
         if not self._closed:
             await self.hub.settled()
@@ -253,6 +289,62 @@ class MemorySubscription:
         self._bus.hub.remove(self._member)
         await self._bus.hub.settled()
         self._bus.members.discard(self._member)
+
+
+class KeptLog:
+    """What one log holds; tests cut it short to roll it back."""
+
+    def __init__(self) -> None:
+        self.max_bytes = -1
+        self.messages: list[Stored] = []
+        self._size = 0
+
+    def last(self, subject: str) -> Stored | None:
+        return next((each for each in reversed(self.messages) if each.subject == subject), None)
+
+    def append(self, subject: str, data: bytes, *, expected: int, at: float) -> int:
+        last = self.last(subject)
+        found = last.seq if last is not None else 0
+        if found != expected:
+            raise WrongRevision(f"{subject}: the last sequence is {found}, not {expected}")
+        self._size += len(data)
+        while 0 <= self.max_bytes < self._size and self.messages:
+            self._size -= len(self.messages.pop(0).data)
+        seq = self.messages[-1].seq + 1 if self.messages else 1
+        self.messages.append(Stored(subject, seq, data, at))
+        return seq
+
+
+def _nobody(_: Message) -> None:
+    return
+
+
+class MemoryLog:
+    def __init__(self, bus: MemoryBus, kept: KeptLog) -> None:
+        self._bus = bus
+        self._kept = kept
+
+    async def append(
+        self, subject: str, data: bytes, *, expected: int, timeout_s: float = 2.0
+    ) -> int:
+        check_subject(subject)
+        if len(data) > self._bus.max_message:
+            raise MessageTooLarge(f"{len(data)} bytes, {self._bus.max_message} may be")
+        await self._bus.reach(timeout_s)
+        return self._kept.append(subject, data, expected=expected, at=self._bus.hub.wall())
+
+    async def last(self, subject: str) -> Stored | None:
+        check_subject(subject)
+        await self._bus.reach()
+        return self._kept.last(subject)
+
+    async def read(self, pattern: str, *, after: int, limit: int = READ_MAX) -> list[Stored]:
+        check_pattern(pattern)
+        await self._bus.reach()
+        messages, member = self._kept.messages, Member(pattern, "", _nobody)
+        start = bisect.bisect_right(messages, after, key=lambda each: each.seq)
+        wanted = (each for each in messages[start:] if member.matches(each.subject.split(".")))
+        return list(itertools.islice(wanted, min(limit, READ_MAX)))
 
 
 class _Kept:

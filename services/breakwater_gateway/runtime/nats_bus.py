@@ -48,11 +48,13 @@ from breakwater_gateway.runtime.bus import (
     can_publish_to,
     check_bucket,
     check_claim,
+    check_once,
     check_pattern,
     check_reply,
     headers_size,
 )
 from breakwater_gateway.runtime.delivery import Guard, Inboxes, OpenInbox, ask_over
+from breakwater_gateway.runtime.nats_log import NatsLog, log_stream, once_stream
 from breakwater_gateway.runtime.nats_store import NatsStore, NatsWatch, bucket_stream
 from breakwater_gateway.runtime.streams import (
     MESSAGE_TTL,
@@ -186,6 +188,7 @@ class NatsBus:
         self._watches: set[NatsWatch] = set()
         self._claims = msgspec.structs.replace(CLAIM_STREAM, num_replicas=replicas)
         self._claims_ready = False
+        self._once_ready: set[str] = set()
 
     @property
     def max_message(self) -> int:
@@ -287,6 +290,47 @@ class NatsBus:
                 raise
             else:
                 return True
+        return False
+
+    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> NatsLog:
+        """Raises `JetStreamOff` when the server has no JetStream."""
+        check_bucket(name, 1, None)
+        check_pattern(subject)
+        config = log_stream(name, subject, max_bytes=max_bytes, replicas=self._replicas)
+        jetstream = await self.jetstream()
+        await jetstream.ensure_stream(config)
+        return NatsLog(await self._open_side(), jetstream, config)
+
+    async def publish_once(
+        self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
+    ) -> bool:
+        check_once(key, subject)
+        first = subject.partition(".")[0]
+        config = once_stream(first, replicas=self._replicas)
+        jetstream = await self.jetstream()
+        in_doubt = False
+        if first not in self._once_ready:
+            await jetstream.ensure_stream(config)
+            self._once_ready.add(first)
+        for last in (False, False, True):
+            try:
+                ack = await jetstream.put(
+                    f"_ONCE.{first}.{key}.{subject}", data, headers=headers, timeout_s=CLAIM_S
+                )
+            except NoResponders:  # the stream is gone with its server's disk
+                if last:
+                    raise
+                await jetstream.ensure_stream(config)
+            except AskTimeout:  # sent again it is refused if it arrived
+                if last:
+                    raise
+                in_doubt = True
+            except JetStreamError as error:
+                if error.code == STORE_FAILED and error.text == SUBJECT_FULL:
+                    return in_doubt
+                raise
+            else:
+                return in_doubt or not ack.duplicate
         return False
 
     async def close(self) -> None:

@@ -51,6 +51,13 @@ class Asks(Protocol):
     ) -> Message: ...
 
 
+class Republish(Struct, frozen=True):
+    """What is stored under `src` the server publishes under `dest`."""
+
+    src: str
+    dest: str
+
+
 class StreamConfig(Struct, frozen=True, omit_defaults=False):
     """What a stream must be like; fields and units (nanoseconds) are the server's."""
 
@@ -72,6 +79,7 @@ class StreamConfig(Struct, frozen=True, omit_defaults=False):
     deny_delete: bool = False
     allow_msg_ttl: bool = False
     subject_delete_marker_ttl: int = 0
+    republish: Republish | None = None
 
 
 def events_stream(
@@ -114,9 +122,10 @@ class _Stream(Struct):
     config: dict[str, Any]  # the server's whole configuration, fields we do not know included
 
 
-class _Ack(Struct):
+class Ack(Struct, frozen=True):
     seq: int = 0
     duplicate: bool = False
+    """It is there already, under the same `Nats-Msg-Id`."""
 
 
 T = TypeVar("T")
@@ -148,14 +157,25 @@ class JetStream:
         headers: Mapping[str, str] = NO_HEADERS,
         timeout_s: float = TIMEOUT_S,
     ) -> int:
-        """Store a message and return its sequence.
+        """Store a message and return its sequence; raises as `put` does."""
+        return (await self.put(subject, data, headers=headers, timeout_s=timeout_s)).seq
+
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Ack:
+        """Store a message.
 
         Raises `WrongRevision`, `BusOverloaded` when the stream is full, `NoResponders` when no
         stream takes the subject, `JetStreamError` for the rest.
         """
         message = await self._bus.ask(subject, data, headers=headers, timeout_s=timeout_s)
         try:
-            return self._decode(message, _Ack, subject).seq
+            return self._decode(message, Ack, subject)
         except JetStreamError as error:
             if error.code in WRONG_LAST_SEQUENCE:
                 raise WrongRevision(str(error)) from None

@@ -572,6 +572,8 @@ class _BusView:
         self.ask = bus.ask
         self.flush = bus.flush
         self.claim = bus.claim
+        self.event_log = bus.event_log
+        self.publish_once = bus.publish_once
 
     @property
     def max_message(self) -> int:
