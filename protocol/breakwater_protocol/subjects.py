@@ -205,7 +205,7 @@ class Subjects:
             "ledger.{partition}.command", ledger.Operate, "An operator's change of the books."
         )
         self.ledger_log = subject(
-            "ledger.log.{partition}", ledger.Record, "The log that the books are folded from."
+            "ledger.{partition}.log", ledger.Record, "The log that the books are folded from."
         )
         self.budget = subject(
             "evt.budget.{account}.{kind}", events.BudgetChanged, "A line of the books changed."
