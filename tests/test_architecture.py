@@ -34,6 +34,7 @@ MAY_TALK: Final = {
     f"{GATEWAY}/router/desks/*": "the router's shells: each deals with one other party",
     f"{GATEWAY}/runtime/*": "the seams themselves: bus, clock, supervisor, HTTP server, logs",
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
+    f"{GATEWAY}/cache/embed/local.py": "the embedder's own process",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",
     f"{GATEWAY}/simulator/server.py": "the provider's side of HTTP",
     f"{GATEWAY}/simulator/words.py": "a seeded random.Random: the same seed, the same answer",

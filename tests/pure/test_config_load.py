@@ -245,7 +245,23 @@ FILE_MISTAKES = [
     (f"model:\n  a: {{{D}}}", 'breakwater.yaml:1: model: unknown key; did you mean "models"?'),
     (
         f"models:\n  a:\n    {D}\n    cache: {{exact: 1h, semantic: {{}}}}",
-        "breakwater.yaml:4: models.a.cache.semantic: caching by meaning is",
+        "breakwater.yaml:4: models.a.cache.semantic: needs vectors: say embeddings: {local: minilm}",
+    ),
+    (
+        f"models:\n  a:\n    {D}\nembeddings: {{model: b}}",
+        'breakwater.yaml:4: embeddings.model: unknown model "b"; describe it under "models"',
+    ),
+    (
+        f"models:\n  a:\n    {D}\nembeddings: {{}}",
+        "breakwater.yaml:4: embeddings: expected either model: <model> or local: minilm",
+    ),
+    (
+        f"models:\n  a:\n    {D}\nembeddings: {{model: a, local: minilm}}",
+        "breakwater.yaml:4: embeddings: expected either model: <model> or local: minilm",
+    ),
+    (
+        f"models:\n  a:\n    {D}\n    cache: {{semantic: {{threshold: 1.1}}}}\nembeddings: {{local: minilm}}",
+        "breakwater.yaml:4: models.a.cache.semantic.threshold: expected a number from 0 to 1, or certified",
     ),
     (
         f"models:\n  a:\n    strategy: cost\n    {D}",

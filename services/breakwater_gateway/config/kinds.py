@@ -224,6 +224,30 @@ class Number(Struct, frozen=True):
         }
 
 
+class NumberOr(Struct, frozen=True):
+    """A number, or one word that stands instead of it."""
+
+    minimum: float
+    maximum: float
+    word: str
+
+    def read(self, node: Node, path: Path, report: Report) -> float | str | None:
+        if isinstance(node, Scalar) and node.text == self.word:
+            return self.word
+        expected = f"a number from {self.minimum:g} to {self.maximum:g}, or {self.word}"
+        value = _decimal(node, expected, path, report)
+        if value is None:
+            return None
+        if not Decimal(str(self.minimum)) <= value <= Decimal(str(self.maximum)):
+            _unexpected(node, expected, shown(str(value)), path, report)
+            return None
+        return float(value)
+
+    def schema(self) -> JsonSchema:
+        number = Number(self.minimum, self.maximum).schema()
+        return {"anyOf": [*number["anyOf"], {"enum": [self.word]}]}
+
+
 class UsdPerMillion(Struct, frozen=True):
     """USD per million tokens, read as whole nano-USD per token: 2.50 -> 2,500. Exact or refused."""
 

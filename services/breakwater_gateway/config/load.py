@@ -31,6 +31,7 @@ from breakwater_gateway.config.model import (
     CacheScope,
     Config,
     Deployment,
+    Embeddings,
     Jitter,
     KeyRef,
     Limits,
@@ -38,9 +39,11 @@ from breakwater_gateway.config.model import (
     Price,
     QuirkValue,
     RetryPolicy,
+    Semantic,
     StrategyName,
     Telemetry,
     Timeouts,
+    Veto,
     Wire,
 )
 from breakwater_gateway.config.problems import ConfigError, Path, Problem, Report, shown
@@ -176,7 +179,9 @@ class _Builder:
             budgets=read_budgets(root.get(keys.BUDGETS), self._report),
             rate_limits=read_rate_limits(root.get(keys.RATE_LIMITS), self._report),
             static_answers=read_static_answers(root, read_file, self._report),
+            embeddings=self._embeddings(root.get(keys.EMBEDDINGS)),
         )
+        self._check_embeddings(root, config, entries)
         check_recovery(config, entries, self._report)
         return config
 
@@ -557,8 +562,43 @@ class _Builder:
             in_flight=_or(block.get(keys.IN_FLIGHT), usual.in_flight),
             cache_bytes=_or(block.get(keys.CACHE_BYTES), usual.cache_bytes),
             cache_store_bytes=_or(block.get(keys.CACHE_STORE_BYTES), usual.cache_store_bytes),
+            cache_index_bytes=_or(block.get(keys.CACHE_INDEX_BYTES), usual.cache_index_bytes),
             cache_answer_bytes=_or(block.get(keys.CACHE_ANSWER_BYTES), usual.cache_answer_bytes),
         )
+
+    def _embeddings(self, block: Block | None) -> Embeddings | None:
+        if block is None:
+            return None
+        if block.has(keys.EMBEDDINGS_MODEL) == block.has(keys.EMBEDDINGS_LOCAL):
+            message = "expected either model: <model> or local: minilm"
+            self._add(("embeddings",), block.mark(), message)
+            return None
+        model, local = block.get(keys.EMBEDDINGS_MODEL), block.get(keys.EMBEDDINGS_LOCAL)
+        return Embeddings(model=model or "", local=local or "")
+
+    def _check_embeddings(
+        self, root: Block, config: Config, entries: Mapping[str, Named[Block]]
+    ) -> None:
+        embeddings = config.embeddings
+        if embeddings is not None and embeddings.model and config.model(embeddings.model) is None:
+            block = root.get(keys.EMBEDDINGS) or _EMPTY
+            close = self._report.nearest(embeddings.model, list(config.models))
+            mend = f'did you mean "{close}"?' if close else 'describe it under "models"'
+            self._add(
+                ("embeddings", "model"),
+                block.mark(keys.EMBEDDINGS_MODEL),
+                f"unknown model {shown(embeddings.model)}; {mend}",
+            )
+        if root.has(keys.EMBEDDINGS):
+            return
+        for name, model in config.models.items():
+            cache = entries[name].value.get(keys.CACHE)
+            if model.cache.semantic is not None and cache is not None:
+                self._add(
+                    ("models", name, "cache", "semantic"),
+                    cache.mark(keys.SEMANTIC),
+                    "needs vectors: say embeddings: {local: minilm} or {model: <model>}",
+                )
 
     def _add(self, path: Path, at: tuple[int, int], message: str) -> None:
         self._report.add(path, at[0], at[1], message)
@@ -569,8 +609,22 @@ def _cache(block: Block) -> CachePolicy:
     return CachePolicy(
         exact_s=_or(block.get(keys.EXACT), usual.exact_s),
         stale_if_error_s=_or(block.get(keys.STALE), usual.stale_if_error_s),
+        semantic=None if (said := block.get(keys.SEMANTIC)) is None else _semantic(said),
         scope=cast("CacheScope", block.get(keys.SCOPE) or usual.scope),
         sampled=_or(block.get(keys.SAMPLED), usual.sampled),
+    )
+
+
+def _semantic(block: Block) -> Semantic:
+    usual = Semantic()
+    threshold = _or(block.get(keys.THRESHOLD), 0.95)
+    return Semantic(
+        threshold=threshold if isinstance(threshold, float) else None,
+        target=_or(block.get(keys.TARGET), usual.target),
+        ttl_s=_or(block.get(keys.SEMANTIC_TTL), usual.ttl_s),
+        veto=cast("Veto", block.get(keys.VETO) or usual.veto),
+        margin=_or(block.get(keys.MARGIN), usual.margin),
+        shadow=_or(block.get(keys.SHADOW), usual.shadow),
     )
 
 

@@ -270,6 +270,8 @@ class Limits(Struct, frozen=True):
     """Answers that each router keeps in memory."""
     cache_store_bytes: int = 256 * 1024 * 1024
     """Answers that the cluster keeps for all routers, in the bucket `bw_cache`."""
+    cache_index_bytes: int = 256 * 1024 * 1024
+    """What each owner of the semantic cache keeps in memory."""
     cache_answer_bytes: int = 1024 * 1024
     """The largest answer that is kept."""
 

@@ -29,11 +29,8 @@ WIRES: Final[dict[Wire, str]] = {
 """Every dialect: what to call it."""
 
 KEYS: Final[dict[str, dict[str, str]]] = {
-    "": {
-        "embeddings": "semantic matching by embeddings",
-    },
+    "": {},
     "models.*": {},
-    "models.*.cache": {"semantic": "caching by meaning"},
     "telemetry": {
         "otlp": "export over OTLP",
         "record_content": "recording of contents",

@@ -8,7 +8,7 @@ import yaml
 from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
-from breakwater_gateway.config.model import Config, Deployment, Model, Price
+from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic
 from breakwater_gateway.config.provider import Provider, auth_of
 from breakwater_gateway.config.recovery import show_recovery, show_static_answers
 
@@ -42,9 +42,14 @@ def effective(config: Config) -> Plain:
         "in_flight": limits.in_flight,
         "cache_bytes": limits.cache_bytes,
         "cache_store_bytes": limits.cache_store_bytes,
+        "cache_index_bytes": limits.cache_index_bytes,
         "cache_answer_bytes": limits.cache_answer_bytes,
     }
     data.update(show_static_answers(config.static_answers))
+    if (embeddings := config.embeddings) is not None:
+        data["embeddings"] = (
+            {"model": embeddings.model} if embeddings.model else {"local": embeddings.local}
+        )
     return data
 
 
@@ -107,10 +112,22 @@ def _model(model: Model) -> Plain:
         **show_recovery(model),
         "cache": {
             "exact": _or_off(cache.exact_s),
+            **({} if cache.semantic is None else {"semantic": _semantic(cache.semantic)}),
             "stale_if_error": _or_off(cache.stale_if_error_s),
             "scope": cache.scope,
             "sampled": cache.sampled,
         },
+    }
+
+
+def _semantic(semantic: Semantic) -> Plain:
+    return {
+        "threshold": "certified" if semantic.threshold is None else semantic.threshold,
+        "target": semantic.target,
+        "ttl": format_duration(semantic.ttl_s),
+        "veto": semantic.veto,
+        "margin": semantic.margin,
+        "shadow": semantic.shadow,
     }
 
 

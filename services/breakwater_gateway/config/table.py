@@ -18,6 +18,7 @@ from breakwater_gateway.config.kinds import (
     ListOf,
     MapOf,
     Number,
+    NumberOr,
     Prose,
     Section,
     Setting,
@@ -29,7 +30,7 @@ from breakwater_gateway.config.kinds import (
     UsdPerMillion,
     Whole,
 )
-from breakwater_gateway.config.model import AuthScheme, KeyRef, Limits, QuirkValue
+from breakwater_gateway.config.model import AuthScheme, KeyRef, Limits, QuirkValue, Veto
 from breakwater_gateway.config.provider import PARAMS
 
 MODELS_MAX: Final = 10_000
@@ -254,12 +255,43 @@ SAMPLED: Final = Key(
     Switch(),
     "Also requests that do not ask for temperature 0; default false.",
 )
+THRESHOLD: Final = Key(
+    "threshold",
+    NumberOr(0, 1, "certified"),
+    "How alike two questions must be, as a cosine, or certified from labels; default 0.95.",
+)
+TARGET: Final = Key(
+    "target",
+    Number(0, 0.5, above=True),
+    "Of a certified threshold: the share of hits that may be wrong; default 0.01.",
+)
+SEMANTIC_TTL: Final = Key(
+    "ttl", Duration(_YEAR_S), "How long an answer is given to like questions; default 1h."
+)
+VETO: Final = Key(
+    "veto",
+    Choice(get_args(Veto)),
+    "Differences that forbid a hit, however alike the questions are: names, negations, opposites and"
+    " numbers; numbers alone; none. Default strict.",
+)
+MARGIN: Final = Key(
+    "margin",
+    Number(0, 1),
+    "How much nearer the best entry must be than one with another answer; default 0.15.",
+)
+SHADOW: Final = Key(
+    "shadow", Number(0, 1), "Share of would-be hits that are asked anyway, as labels; default 0.05."
+)
+SEMANTIC: Final = Key(
+    "semantic",
+    Section("a semantic cache", (THRESHOLD, TARGET, SEMANTIC_TTL, VETO, MARGIN, SHADOW)),
+    "Answers for questions that mean the same; needs embeddings. Default none.",
+)
 CACHE: Final = Key(
     "cache",
     Section(
         "a cache",
-        (EXACT, STALE, SCOPE, SAMPLED),
-        not_served.KEYS.get("models.*.cache", {}),
+        (EXACT, SEMANTIC, STALE, SCOPE, SAMPLED),
     ),
     "When an answer may be given again.",
 )
@@ -474,6 +506,11 @@ CACHE_STORE_BYTES: Final = Key(
     Whole(1_048_576, 1_099_511_627_776),
     "Answers the cluster keeps for all routers; default 256 MiB.",
 )
+CACHE_INDEX_BYTES: Final = Key(
+    "cache_index_bytes",
+    Whole(1_048_576, 1_099_511_627_776),
+    "What each owner of the semantic cache keeps in memory; default 256 MiB.",
+)
 CACHE_ANSWER_BYTES: Final = Key(
     "cache_answer_bytes", Whole(1_024, _BODY_MAX), "The largest answer that is kept; default 1 MiB."
 )
@@ -518,12 +555,28 @@ LIMITS: Final = Key(
             IN_FLIGHT,
             CACHE_BYTES,
             CACHE_STORE_BYTES,
+            CACHE_INDEX_BYTES,
             CACHE_ANSWER_BYTES,
         ),
     ),
     "Bounds on what comes from outside.",
 )
 
+EMBEDDINGS_MODEL: Final = Key(
+    "model",
+    Text("a logical model that makes embeddings", max_length=NAME_MAX),
+    "A model of this configuration, asked like any caller would.",
+)
+EMBEDDINGS_LOCAL: Final = Key(
+    "local",
+    Text("minilm or a folder", max_length=4_096),
+    "minilm, or a folder with a MiniLM's files: in a process of the cache's own.",
+)
+EMBEDDINGS: Final = Key(
+    "embeddings",
+    Section("embeddings", (EMBEDDINGS_MODEL, EMBEDDINGS_LOCAL)),
+    "What turns questions into vectors, for semantic caches.",
+)
 BUDGETS: Final = Key(
     "budgets",
     ListOf[Block](BUDGET_OF_ACCOUNT, "a list of budgets", 0, 10_000),
@@ -572,7 +625,7 @@ ROOT: Final = Section(
     "the configuration",
     (
         *(MODELS, PROVIDERS, BUDGETS, RATE_LIMITS, AUTH, TELEMETRY, LIMITS),
-        *(STATIC_ANSWERS, STATIC_THRESHOLD, STATIC_DEFAULT),
+        *(EMBEDDINGS, STATIC_ANSWERS, STATIC_THRESHOLD, STATIC_DEFAULT),
     ),
     not_served.KEYS.get("", {}),
 )
