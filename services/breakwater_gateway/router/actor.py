@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
+from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.options import Options, read_options
@@ -85,6 +86,12 @@ class Router(Actor):
             live=self._live,
             ended=self._end,
             gave_up=self._gave_up,
+        )
+        self._mending = Mending(
+            context,
+            config=lambda: self.config,
+            advance=self._attempts.advance,
+            begin=self._begin,
         )
         self._walk = Walk(
             context,
@@ -228,7 +235,7 @@ class Router(Actor):
         else:
             life = options
         if isinstance(life, Life):
-            self._attempts.begin(life)
+            self._begin(life)
         else:
             self._refuse(message.reply, api, life, request_id)
 
@@ -295,10 +302,13 @@ class Router(Actor):
                 for name in h.NATIVE
                 if name in message.headers
             }
-        self._live[request_id] = life
+        return life
+
+    def _begin(self, life: Life) -> None:
+        self._live[life.request_id] = life
         self._inflight.set(len(self._live))
         self._idle.clear()
-        return life
+        self._attempts.begin(life)
 
     def _unknown(self, name: str) -> f.UnknownModel:
         known = [m for m in self.config.models if not m.endswith("*")]
@@ -328,7 +338,8 @@ class Router(Actor):
 
     def _gave_up(self, life: Life, failure: f.Failure) -> None:
         """The plan knows nothing more to try."""
-        self._walk.descend(life, failure)
+        if not self._mending.mend(life, failure):
+            self._walk.descend(life, failure)
 
     def _answer_failure(self, life: Life, failure: f.Failure) -> None:
         body = error_body(failure, life.api, life.request_id)

@@ -57,11 +57,13 @@ class Life:
         "copies",
         "copies_inbox",
         "decisions",
+        "dropped",
         "first_token_s",
         "hedges",
         "home",
         "inbox",
         "ladder",
+        "mended_at",
         "model",
         "native_headers",
         "notes",
@@ -111,6 +113,10 @@ class Life:
         self.ladder = ladder
         self.rung: RungKind | Literal["primary"] = "primary"
         """Where the answer comes from, as far as the walk has come."""
+        self.dropped = 0
+        """Turns of the conversation that were left out."""
+        self.mended_at = -1
+        """Calls that were made when the request was last changed."""
         self.notes: dict[str, str] = {}
         """Header fields of the answer: what was done to the request."""
         self.options = options

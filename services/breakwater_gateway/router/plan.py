@@ -154,6 +154,11 @@ class Plan:
         """Calls of the request so far, also those of its other plans."""
         return self.envelope.attempts
 
+    @property
+    def calls_left(self) -> int:
+        """Calls that this plan may still make."""
+        return self._attempts_max - self.envelope.attempts
+
     # ------------------------------------------------------------ what happened
 
     def claimed(self, candidate: Candidate, *, won: bool) -> None:

@@ -3,6 +3,7 @@
 One place for one rule: what a provider says of our key is never passed on, since it may quote the key.
 """
 
+from breakwater_gateway.worker.wire.context_length import figures
 from breakwater_protocol import failures as f
 
 
@@ -31,4 +32,7 @@ def failure_of(
         return f.Overloaded(message, status, code, wait)
     if kind is f.ServerError:
         return f.ServerError(message, status, code, wait)
+    if kind is f.ContextLength:
+        needed, limit = figures(message)
+        return f.ContextLength(message, status, code, needed, limit)
     return kind(message, status, code)

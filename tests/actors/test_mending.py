@@ -1,0 +1,195 @@
+"""Requests that a provider refused as they are, changed and asked again, in virtual time."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, stage
+from tests.virtual_time import VirtualTimeLoop
+
+from breakwater_gateway.config.model import (
+    Config,
+    Model,
+    OnContentFilter,
+    OnContextLength,
+    RetryPolicy,
+)
+from breakwater_protocol.commands import Cancel
+
+pytestmark = pytest.mark.anyio
+
+TURNS = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "first " + "x" * 500},
+    {"role": "assistant", "content": "second " + "x" * 500},
+    {"role": "user", "content": "third"},
+]
+TOO_LONG = json.dumps(
+    {
+        "error": {
+            "message": "This model's maximum context length is 8 tokens. However, your messages"
+            " resulted in 9 tokens.",
+            "code": "context_length_exceeded",
+        }
+    }
+).encode()
+FILTERED = b'{"error":{"message":"no","code":"content_filter"}}'
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+def mending(
+    length: OnContextLength | None = None,
+    content: OnContentFilter | None = None,
+    retry: RetryPolicy | None = None,
+) -> Config:
+    """`m` on a and b, `other` on c."""
+    main = config("a", "b", retry=retry).models["m"]
+    return Config(
+        {
+            "m": Model(
+                "m",
+                main.deployments,
+                retry=main.retry,
+                on_context_length=length or OnContextLength(),
+                on_content_filter=content or OnContentFilter(),
+            ),
+            "other": Model("other", config("c").models["m"].deployments),
+        }
+    )
+
+
+async def told(gateway: Gateway, *replies: tuple[int, bytes]) -> list[dict[str, Any]]:
+    """Answer the next calls so; their bodies."""
+    bodies = []
+    for status, body in replies:
+        call = await gateway.provider.next_call()
+        bodies.append(call.body)
+        call.reply(status, body)
+    return bodies
+
+
+async def test_a_prompt_that_does_not_fit_is_truncated_and_the_answer_says_by_how_much() -> None:
+    async with stage(mending(OnContextLength("truncate"))) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        _, second = await told(gateway, (400, TOO_LONG), (200, ANSWER))
+        reply = await caller.reply()
+        assert reply.data == ANSWER
+        assert reply.headers["breakwater-truncated"] == "2"
+        assert reply.headers["breakwater-rung"] == "primary"
+        assert reply.headers["breakwater-attempts"] == "2"
+        assert [t["content"] for t in second["messages"]] == ["Be kind.", "third"]
+        # The provider is well: the same one is asked again.
+        assert gateway.provider.seen == ["a", "a"]
+        await asyncio.sleep(0.1)
+        (event,) = gateway.requests
+        assert ("mend", "truncate") in [(d.step, d.reason) for d in event.decisions]
+
+
+async def test_what_cannot_be_shortened_any_more_stays_an_error() -> None:
+    async with stage(mending(OnContextLength("truncate"))) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        await told(gateway, (400, TOO_LONG), (400, TOO_LONG))
+        found = await caller.error()
+        assert (found["status"], found["code"]) == (400, "context_length_exceeded")
+        assert len(gateway.provider.seen) == 2
+
+
+async def test_without_a_policy_it_is_an_error_at_once() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        await told(gateway, (400, TOO_LONG))
+        assert (await caller.error())["code"] == "context_length_exceeded"
+
+
+async def test_a_larger_model_takes_the_whole_prompt() -> None:
+    async with stage(mending(OnContextLength("model", "other"))) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        _, second = await told(gateway, (400, TOO_LONG), (200, ANSWER))
+        reply = await caller.reply()
+        assert second["messages"] == TURNS
+        assert second["model"] == "c-model"
+        assert reply.headers["breakwater-deployment"] == "c"
+        assert reply.headers["breakwater-model"] == "m"
+
+
+async def test_a_summary_of_the_oldest_turns_stands_in_their_place() -> None:
+    async with stage(mending(OnContextLength("summarize", "other"))) as gateway:
+        caller = gateway.ask(messages=TURNS, headers={"breakwater-user": "ann"})
+        _, asked, third = await told(gateway, (400, TOO_LONG), (200, ANSWER), (200, ANSWER))
+        reply = await caller.reply()
+        assert gateway.provider.seen == ["a", "c", "a"]
+        assert "first xxx" in asked["messages"][1]["content"]
+        roles = [t["role"] for t in third["messages"]]
+        assert roles == ["system", "system", "user"]
+        assert third["messages"][1]["content"].endswith("hi")  # what ANSWER says
+        assert reply.headers["breakwater-truncated"] == "2"
+        assert reply.headers["breakwater-attempts"] == "3"
+        assert len(caller.all) == 1
+        await asyncio.sleep(0.1)
+        # The summary is a request of its own in the books, of the same user.
+        assert [(e.request, e.model, e.user) for e in gateway.requests] == [
+            ("r1.summary", "other", "ann"),
+            ("r1", "m", "ann"),
+        ]
+
+
+async def test_without_its_summary_the_prompt_is_only_truncated() -> None:
+    settings = mending(OnContextLength("summarize", "other"), retry=RetryPolicy(attempts=4))
+    async with stage(settings) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        *_, last = await told(gateway, (400, TOO_LONG), (401, b"{}"), (200, ANSWER))
+        assert (await caller.reply()).headers["breakwater-truncated"] == "2"
+        assert [t["role"] for t in last["messages"]] == ["system", "user"]
+
+
+async def test_a_caller_who_leaves_while_the_summary_is_made_is_asked_nothing_more() -> None:
+    async with stage(mending(OnContextLength("summarize", "other"))) as gateway:
+        caller = gateway.ask(messages=TURNS)
+        await told(gateway, (400, TOO_LONG))
+        summary = await gateway.provider.next_call()
+        subject = SUBJECTS.cancel
+        gateway.bus.publish(subject.at("r1"), subject.encode(Cancel("r1")))
+        await asyncio.sleep(0.1)
+        summary.reply(200, ANSWER)
+        await asyncio.sleep(5)
+        assert gateway.provider.seen == ["a", "c"]
+        assert not caller.all
+        assert {e.request: e.outcome for e in gateway.requests} == {
+            "r1": "cancelled",
+            "r1.summary": "ok",
+        }
+
+
+async def test_what_one_provider_filters_the_next_may_answer() -> None:
+    async with stage(mending(content=OnContentFilter("next"))) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (400, FILTERED), (200, ANSWER))
+        assert (await caller.reply()).data == ANSWER
+        assert gateway.provider.seen == ["a", "b"]
+
+
+async def test_what_every_provider_filters_is_refused() -> None:
+    async with stage(mending(content=OnContentFilter("next"))) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (400, FILTERED), (400, FILTERED))
+        assert (await caller.error())["code"] == "content_filter"
+        assert gateway.provider.seen == ["a", "b"]
+
+
+async def test_another_model_may_take_what_was_filtered() -> None:
+    async with stage(mending(content=OnContentFilter("model", "other"))) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (400, FILTERED), (200, ANSWER))
+        assert (await caller.reply()).headers["breakwater-deployment"] == "c"
+
+
+async def test_what_is_filtered_is_an_error_where_the_model_says_so() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (400, FILTERED))
+        assert (await caller.error())["code"] == "content_filter"
