@@ -40,6 +40,9 @@ class Work(Struct, frozen=True, omit_defaults=True):
     first_token_s: float = 10.0
     idle_s: float = 30.0
     total_s: float = 60.0
+    min_rate: float = 0.0
+    """Characters a second that a stream must bring over each `rate_window_s`; 0: any pace will do."""
+    rate_window_s: float = 10.0
     key: int = 0
     """Index into the deployment's pool of keys."""
     epoch: int = 0

@@ -124,6 +124,10 @@ class IdleTimeout(_Failure, frozen=True, omit_defaults=True, tag="idle_timeout")
     """The answer stopped arriving."""
 
 
+class SlowStream(_Failure, frozen=True, omit_defaults=True, tag="slow_stream"):
+    """The answer arrived more slowly than its model's configuration bears."""
+
+
 class TotalTimeout(_Failure, frozen=True, omit_defaults=True, tag="total_timeout"):
     """The deadline of the whole request passed."""
 
@@ -190,6 +194,7 @@ Failure = (
     | ConnectFailed
     | FirstTokenTimeout
     | IdleTimeout
+    | SlowStream
     | TotalTimeout
     | StreamCut
     | MalformedAnswer
@@ -243,6 +248,7 @@ SPEC: Final[dict[type[Failure], Spec]] = {
     ConnectFailed: _spec("bad_gateway", 502, "server_error", retry=True, against=True),
     FirstTokenTimeout: _spec("timeout", 504, "timeout_error", retry=True, against=True),
     IdleTimeout: _spec("timeout", 504, "timeout_error", retry=True, against=True),
+    SlowStream: _spec("timeout", 504, "timeout_error", retry=True, against=True),
     TotalTimeout: _spec("timeout", 504, "timeout_error"),
     StreamCut: _spec("bad_gateway", 502, "server_error", retry=True, against=True),
     MalformedAnswer: _spec("bad_gateway", 502, "server_error", retry=True, against=True),

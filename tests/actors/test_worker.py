@@ -9,8 +9,9 @@ import pytest
 from tests.actors.stage import ANSWER, SUBJECTS, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
-from breakwater_gateway.config.model import Config
+from breakwater_gateway.config.model import Config, Price
 from breakwater_protocol import failures as f
+from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Started, WorkReply
 from breakwater_protocol.events import TargetLoad
 
@@ -205,3 +206,142 @@ async def test_a_worker_that_leaves_serves_those_who_wait() -> None:
         assert (await first.finished()).failure is None
         assert (await second.finished()).failure is None
         await draining
+
+
+BODIES: dict[str, dict[str, object]] = {
+    "chat": {"model": "m", "messages": [{"role": "user", "content": "hello"}]},
+    "messages": {
+        "model": "m",
+        "max_tokens": 99,
+        "messages": [{"role": "user", "content": "hello"}],
+    },
+    "responses": {"model": "m", "input": "hello"},
+    "generate": {"model": "m", "contents": [{"role": "user", "parts": [{"text": "hello"}]}]},
+}
+apis = pytest.mark.parametrize("api", BODIES)
+
+
+@apis
+@pytest.mark.parametrize(
+    ("times", "why", "after_s"),
+    [
+        ({"idle_s": 3.0}, "idle_timeout", 3.0),
+        ({"total_s": 5.0}, "total_timeout", 5.0),
+        ({"min_rate": 20.0, "rate_window_s": 2.0}, "slow_stream", 2.0),
+    ],
+)
+async def test_what_runs_out_after_the_first_token_leaves_a_marked_partial_answer(
+    api: str, times: dict[str, float], why: str, after_s: float
+) -> None:
+    async with worker(config("a", price=Price(input=100, output=1000))) as gateway:
+        order = Order(gateway, api=api, body=BODIES[api], stream=True, **times)
+        call = await gateway.provider.next_call()
+        call.start()
+        began = asyncio.get_running_loop().time()
+        call.send(delta("a few words"))
+        reply = await order.finished()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(after_s, abs=0.01)
+        assert (reply.answered, reply.partial) == (True, why)
+        assert reply.failure is not None
+        assert f.kind(reply.failure) == why
+        end = order.caller.all[-1]
+        assert end.headers["breakwater-end"] == "partial"
+        assert end.headers["breakwater-partial"] == why
+        assert end.data == b""
+        said = b"".join(message.data for message in order.caller.all)
+        assert b"a few words" in said
+        # Nothing that a client would take for the end of a whole answer.
+        for finish in (b'"stop"', b"message_stop", b"response.completed", b'"STOP"'):
+            assert finish not in said
+        assert reply.metered
+        assert reply.usage is not None
+        assert reply.usage.input > 0
+        assert reply.usage.output == 3
+        assert reply.cost_nano_usd == reply.usage.input * 100 + 3000
+
+
+@apis
+async def test_a_failure_inside_a_200_before_content_is_a_failed_attempt(api: str) -> None:
+    async with worker() as gateway:
+        order = Order(gateway, api=api, body=BODIES[api], stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n')
+        call.send(b'data: {"error":{"message":"busy","type":"overloaded_error"}}\n\n')
+        reply = await order.finished()
+        assert not reply.answered
+        assert isinstance(reply.failure, f.Overloaded)
+        assert (reply.usage, reply.metered) == (None, False)
+        assert not order.caller.all
+
+
+@apis
+async def test_no_first_token_in_time_says_nothing_to_the_caller(api: str) -> None:
+    async with worker() as gateway:
+        order = Order(gateway, api=api, body=BODIES[api], stream=True, first_token_s=2.0)
+        call = await gateway.provider.next_call()
+        call.start()
+        reply = await order.finished()
+        assert isinstance(reply.failure, f.FirstTokenTimeout)
+        assert reply.duration_ms == pytest.approx(2000, abs=10)
+        assert call.answer.closed.is_set()
+        assert not order.caller.all
+
+
+@apis
+async def test_an_answer_in_one_piece_has_the_deadline_alone(api: str) -> None:
+    async with worker() as gateway:
+        order = Order(gateway, api=api, body=BODIES[api], first_token_s=2.0, total_s=7.0)
+        call = await gateway.provider.next_call()
+        reply = await order.finished()
+        assert isinstance(reply.failure, f.TotalTimeout)
+        assert reply.duration_ms == pytest.approx(7000, abs=10)
+        assert (reply.answered, reply.usage) == (False, None)
+        assert call.aborted.is_set()
+        assert not order.caller.all
+
+
+@apis
+async def test_a_caller_who_leaves_stops_the_provider_and_is_metered(api: str) -> None:
+    async with worker() as gateway:
+        order = Order(gateway, api=api, body=BODIES[api], stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("one two three four"))
+        await order.caller.reply()
+        began = asyncio.get_running_loop().time()
+        gateway.bus.publish(SUBJECTS.cancel.at("r1"), SUBJECTS.cancel.encode(Cancel("r1")))
+        reply = await order.finished()
+        assert asyncio.get_running_loop().time() - began < 0.2
+        assert call.answer.closed.is_set()
+        assert isinstance(reply.failure, f.Cancelled)
+        assert reply.metered
+        assert reply.usage is not None
+        assert reply.usage.output == 5
+        await asyncio.sleep(0.1)
+        (event,) = gateway.attempts
+        assert (event.outcome, event.metered, event.usage) == ("cancelled", True, reply.usage)
+
+
+async def test_a_stream_whose_provider_told_its_usage_is_not_metered() -> None:
+    async with worker() as gateway:
+        order = Order(gateway, stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n'
+        call.send(delta("hi", "stop"), usage, DONE)
+        reply = await order.finished()
+        assert (reply.usage, reply.metered) == (Usage(input=7, output=2), False)
+
+
+async def test_a_body_in_one_piece_that_stops_in_the_middle_is_idle() -> None:
+    async with worker() as gateway:
+        order = Order(gateway, idle_s=3.0, total_s=60.0)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(ANSWER[:20])
+        reply = await order.finished()
+        assert isinstance(reply.failure, f.IdleTimeout)
+        assert reply.duration_ms == pytest.approx(3000, abs=10)
+        await asyncio.sleep(0.1)
+        assert not gateway.attempts[0].in_stall

@@ -50,3 +50,34 @@ def test_a_call_that_is_not_streamed_has_no_first_token_timer() -> None:
 @pytest.mark.parametrize("now", [100.0, 104.0, 109.999])
 def test_nothing_expires_before_it_is_due(now: float) -> None:
     assert clock().expired(now) is None
+
+
+def paced() -> AttemptClock:
+    """20 characters a second over 10 s."""
+    return AttemptClock(
+        now=0.0, first_token_s=5.0, idle_s=60.0, total_s=300.0, min_rate=20, rate_window_s=10.0
+    )
+
+
+def test_a_stream_below_its_pace_is_cut_at_the_end_of_the_window() -> None:
+    c = paced()
+    c.spoke(4.0)
+    assert c.wake_at() == 14.0
+    assert c.expired(13.9, said=0) is None
+    assert isinstance(c.expired(14.0, said=199), f.SlowStream)
+
+
+def test_each_window_is_judged_by_what_came_in_it() -> None:
+    c = paced()
+    c.spoke(4.0)
+    assert c.expired(14.0, said=1_000) is None
+    assert c.wake_at() == 24.0
+    assert isinstance(c.expired(24.0, said=1_100), f.SlowStream)
+
+
+def test_no_pace_is_asked_for_before_the_first_token_or_without_the_option() -> None:
+    assert paced().wake_at() == 5.0
+    c = clock()
+    c.spoke(105)
+    c.heard(120)
+    assert c.wake_at() == 123

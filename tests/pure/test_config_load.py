@@ -480,7 +480,9 @@ def test_a_default_gives_way_to_a_shorter_written_bound() -> None:
     model = load(
         f"models: {{a: {{{D}, timeouts: {{total: 4s}}, breaker: {{open_cap: 2s}}}}}}"
     ).models["a"]
-    assert model.timeouts == Timeouts(connect_s=4.0, first_token_s=4.0, idle_s=4.0, total_s=4.0)
+    assert model.timeouts == Timeouts(
+        connect_s=4.0, first_token_s=4.0, idle_s=4.0, total_s=4.0, rate_window_s=4.0
+    )
     assert model.breaker.open_s == 2.0
 
 
@@ -564,3 +566,8 @@ def test_ten_thousand_models_load_and_one_more_is_refused() -> None:
 
 def test_a_byte_order_mark_is_no_mistake() -> None:
     assert list(load(b"\xef\xbb\xbfmodels: {a: {" + D.encode() + b"}}").models) == ["a"]
+
+
+def test_a_pace_for_streams_is_an_option_of_a_model() -> None:
+    model = load(f"models: {{a: {{{D}, timeouts: {{min_rate: 20, rate_window: 5s}}}}}}").models["a"]
+    assert (model.timeouts.min_rate, model.timeouts.rate_window_s) == (20.0, 5.0)

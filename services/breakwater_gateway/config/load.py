@@ -493,6 +493,10 @@ class _Builder:
             ),
             idle_s=self._within(block, keys.IDLE, usual.idle_s, bound=bound, path=path),
             total_s=total,
+            min_rate=_or(block.get(keys.MIN_RATE), usual.min_rate),
+            rate_window_s=self._within(
+                block, keys.RATE_WINDOW, usual.rate_window_s, bound=bound, path=path
+            ),
         )
 
     def _retry(self, block: Block, path: Path) -> RetryPolicy:

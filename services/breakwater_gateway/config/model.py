@@ -105,6 +105,9 @@ class Timeouts(Struct, frozen=True):
     first_token_s: float = 10.0
     idle_s: float = 30.0
     total_s: float = 60.0
+    min_rate: float = 0.0
+    """Characters a second that a stream must bring over each window; 0: any pace will do."""
+    rate_window_s: float = 10.0
 
 
 Jitter = Literal["full", "plus50"]

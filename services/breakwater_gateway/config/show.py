@@ -93,6 +93,8 @@ def _model(model: Model) -> Plain:
             "ttft": format_duration(timeouts.first_token_s),
             "idle": format_duration(timeouts.idle_s),
             "total": format_duration(timeouts.total_s),
+            "min_rate": timeouts.min_rate,
+            "rate_window": format_duration(timeouts.rate_window_s),
         },
         "retry": {
             "attempts": retry.attempts,

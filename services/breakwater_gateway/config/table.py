@@ -151,8 +151,18 @@ CONNECT: Final = Key("connect", Duration(_DAY_S), "Until the connection stands; 
 TTFT: Final = Key("ttft", Duration(_DAY_S), "Until the first token; default 10s.")
 IDLE: Final = Key("idle", Duration(_DAY_S), "Between two tokens; default 30s.")
 TOTAL: Final = Key("total", Duration(_DAY_S), "For the whole request; default 1m.")
+MIN_RATE: Final = Key(
+    "min_rate",
+    Number(0, 1_000_000),
+    "Characters a second that a stream must bring; slower ones are cut. Default 0: any pace will do.",
+)
+RATE_WINDOW: Final = Key(
+    "rate_window", Duration(_DAY_S), "Over how long min_rate is taken; default 10s."
+)
 TIMEOUTS: Final = Key(
-    "timeouts", Section("timeouts", (CONNECT, TTFT, IDLE, TOTAL)), "How long to wait."
+    "timeouts",
+    Section("timeouts", (CONNECT, TTFT, IDLE, TOTAL, MIN_RATE, RATE_WINDOW)),
+    "How long to wait.",
 )
 
 ATTEMPTS: Final = Key("attempts", Whole(1, 100), "Calls in all, the first included; default 3.")

@@ -146,6 +146,10 @@ def cut_failure(reason: str) -> f.Failure:
             return f.IdleTimeout(
                 said + "the model stopped sending; raise timeouts.idle or ask again"
             )
+        case "slow_stream":
+            return f.SlowStream(
+                said + "the model sent too slowly; lower timeouts.min_rate or ask again"
+            )
         case "total_timeout":
             return f.TotalTimeout(
                 said + "the deadline passed; raise timeouts.total or breakwater-timeout"

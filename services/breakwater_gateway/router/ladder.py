@@ -76,6 +76,7 @@ def walks(failure: f.Failure) -> bool:
             | f.ConnectFailed()
             | f.FirstTokenTimeout()
             | f.IdleTimeout()
+            | f.SlowStream()
             | f.TotalTimeout()
             | f.StreamCut()
             | f.MalformedAnswer()

@@ -221,6 +221,8 @@ class Life:
             connect_s=min(timeouts.connect_s, left_s),
             first_token_s=min(self.first_token_s, left_s),
             idle_s=timeouts.idle_s,
+            min_rate=timeouts.min_rate,
+            rate_window_s=timeouts.rate_window_s,
             total_s=left_s,
             key=step.key,
             rung=self.rung,

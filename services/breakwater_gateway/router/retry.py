@@ -75,6 +75,7 @@ def disposition(failure: f.Failure) -> Disposition:
             | f.ConnectFailed()
             | f.FirstTokenTimeout()
             | f.IdleTimeout()
+            | f.SlowStream()
             | f.StreamCut()
             | f.MalformedAnswer()
         ):

@@ -49,6 +49,7 @@ from breakwater_gateway.worker.http_client import (
     PoolTimeout,
     Prepared,
 )
+from breakwater_gateway.worker.metering import of_cut
 from breakwater_gateway.worker.wire.bedrock import sigv4
 from breakwater_gateway.worker.wire.dialects import provider_dialect
 from breakwater_protocol import cloudevents
@@ -101,17 +102,20 @@ class _Run:
         "came_at",
         "clock",
         "deployment",
+        "due",
         "exchange",
         "finish_sent",
         "gate",
         "graced",
         "left_at",
+        "metered",
         "price",
         "provider_s",
         "reply",
         "seq",
         "started",
         "stop",
+        "stream_open",
         "task",
         "timer",
         "usage",
@@ -130,6 +134,8 @@ class _Run:
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.due = 0.0
+        """When the timer looks: what expires later is looked at then, what expires earlier arms it anew."""
         self.stop: f.Failure | None = None
         self.graced = False
         self.started = False
@@ -138,6 +144,10 @@ class _Run:
         """The caller has its terminal message."""
         self.seq = work.seq_from
         self.usage: Usage | None = None
+        self.metered = False
+        """`usage` is our own count."""
+        self.stream_open = False
+        """A stream is asked for, and its provider has neither refused nor told what it counted."""
         self.price: ModelPrice | None = None
         self.left_at = now
         """When the call went out to the provider."""
@@ -158,6 +168,8 @@ def _clock_of(work: Work, now: float, total_s: float) -> AttemptClock:
         first_token_s=work.first_token_s if work.stream else float("inf"),
         idle_s=work.idle_s,
         total_s=total_s,
+        min_rate=work.min_rate if work.stream else 0.0,
+        rate_window_s=work.rate_window_s,
     )
 
 
@@ -301,7 +313,7 @@ class Worker(Actor):
     def _begin(self, run: _Run) -> None:
         work = run.work
         self._in_flight[work.target] = self._in_flight.get(work.target, 0) + 1
-        run.timer = self.context.clock.call_at(run.clock.wake_at(), partial(self._on_timer, run))
+        self._arm(run, run.clock.wake_at())
         run.task = self._tasks.spawn(self._attempt(run))
 
     def _on_timer(self, run: _Run) -> None:
@@ -311,9 +323,25 @@ class Worker(Actor):
             if now - due > _STALL_S and not run.graced:
                 run.graced = True
                 due = now + _GRACE_S
-            elif (failure := run.clock.expired(now)) is not None:
-                self._stop(run, failure)
-                return
+            else:
+                said = 0 if run.exchange is None else run.exchange.said
+                failure = run.clock.expired(now, said)
+                if failure is not None:
+                    self._stop(run, failure)
+                    return
+                due = run.clock.wake_at()
+        self._arm(run, due)
+
+    def _spoke(self, run: _Run) -> None:
+        """The first token: from now on other timers run, and one of them may be the nearest."""
+        run.clock.spoke(self.context.clock.now())
+        due = run.clock.wake_at()
+        if due < run.due and run.timer is not None:
+            run.timer.cancel()
+            self._arm(run, due)
+
+    def _arm(self, run: _Run, due: float) -> None:
+        run.due = due
         run.timer = self.context.clock.call_at(due, partial(self._on_timer, run))
 
     # ------------------------------------------------------------ waiting for a place at a target
@@ -435,6 +463,14 @@ class Worker(Actor):
         if self._gates or isinstance(failure, f.RateLimited):
             self._learn(run, failure)
         partial = ""
+        if failure is not None and run.stream_open:
+            run.usage = of_cut(
+                bytes(run.work.body),
+                None if run.exchange is None else run.exchange.usage,
+                said=0 if run.exchange is None else run.exchange.said,
+                pieces=0 if run.exchange is None else run.exchange.pieces,
+            )
+            run.metered = True
         try:
             if failure is not None and run.started and not run.finish_sent:
                 partial = f.kind(failure)
@@ -481,20 +517,24 @@ class Worker(Actor):
         run.left_at = clock.now()
         answer: Answer | None = None
         try:
+            run.stream_open = work.stream and work.api != "embeddings"
             answer = await self._send(run, place, exchange)
             run.clock.heard(clock.now())
             if answer.status >= 400:
+                run.stream_open = False
                 return self._classify(deployment, answer, await _read_error(answer), place)
             if work.stream and work.api != "embeddings":
                 return await self._stream(run, answer, exchange, place)
-            run.clock.spoke(clock.now())
+            self._spoke(run)
             body = await self._read_whole(run, answer)
             if work.ask_leave and not await self._leave(run):
                 return f.Cancelled("another call of the request answers")
             return self._answer(run, exchange, body, place)
         except ConnectFailed as error:
+            run.stream_open = False
             return f.ConnectFailed(f"no connection to the provider: {error.kind}")
         except PoolTimeout:
+            run.stream_open = False
             return f.Overloaded("every connection to the provider is in use", retry_after_s=1.0)
         except AnswerTooLarge:
             return f.MalformedAnswer("the provider's answer is larger than the gateway accepts")
@@ -594,14 +634,17 @@ class Worker(Actor):
                 read = exchange.feed(data)
                 ended = read.ended
             run.usage = exchange.usage
+            if exchange.whole and run.usage is not None:
+                run.stream_open = False
             if read.lines and exchange.spoke:
                 if not run.started:
                     run.provider_s = clock.now() - run.left_at
-                    run.clock.spoke(clock.now())
+                    self._spoke(run)
                     if run.work.ask_leave and not await self._leave(run):
                         return f.Cancelled("another call of the request answers")
                 self._send_chunks(run, read.lines)
             if read.failure is not None:
+                run.stream_open = exchange.spoke  # what fails before it speaks is not billed
                 return _without(read.failure, place.secrets)
         if not exchange.whole:
             return f.StreamCut("the provider's stream ended before its finish")
@@ -749,6 +792,7 @@ class Worker(Actor):
                 answered=run.finish_sent or isinstance(failure, f.Cancelled),
                 failure=failure,
                 usage=run.usage,
+                metered=run.metered,
                 cost_nano_usd=self._cost(run),
                 first_token_ms=run.clock.first_token_ms(),
                 duration_ms=(self.context.clock.now() - run.came_at) * 1000,
@@ -784,6 +828,7 @@ class Worker(Actor):
             first_token_ms=first_ms,
             duration_ms=duration_s * 1000,
             usage=run.usage,
+            metered=run.metered,
             cost_nano_usd=self._cost(run),
             api=work.api,
             stream=work.stream,

@@ -50,6 +50,16 @@ class Exchange(Protocol):
     """Something of the answer itself was among the lines: a role or a ping alone is not it."""
 
     @property
+    def said(self) -> int:
+        """Characters of the answer so far, more or less: bytes, where nothing had to be decoded."""
+        ...
+
+    @property
+    def pieces(self) -> int:
+        """In how many pieces they came: a provider sends a token at least in each."""
+        ...
+
+    @property
     def whole(self) -> bool:
         """The provider said that the answer is complete."""
         ...
@@ -75,6 +85,14 @@ class NativeChat:
     @property
     def whole(self) -> bool:
         return self._reader.whole
+
+    @property
+    def said(self) -> int:
+        return self._reader.said
+
+    @property
+    def pieces(self) -> int:
+        return self._reader.pieces
 
     def answer(self, body: bytes) -> Whole | f.Failure:
         answer = openai.decode_answer(body, api="chat")
@@ -146,6 +164,7 @@ class NativeEmbeddings:
         self.call = call
         self.usage: Usage | None = None
         self.spoke = False
+        self.said = self.pieces = 0
         self.whole = True
         self._encoding = encoding
 
@@ -178,6 +197,7 @@ class Translated:
         self.call = call
         self.usage: Usage | None = None
         self.spoke = False
+        self.said = self.pieces = 0
         self.whole = False
         self._provider = provider
         self._caller = caller
@@ -247,6 +267,9 @@ class Translated:
                 self.whole = True
             ready.append(event)
             self.spoke = self.spoke or says_something(event)
+            if (size := _size(event)) > 0:
+                self.said += size
+                self.pieces += 1
         if not self.spoke:
             self._held += ready
             return Read([], failure)
@@ -285,6 +308,7 @@ class NativeStream:
         self.call = call
         self.usage: Usage | None = None
         self.spoke = False
+        self.said = self.pieces = 0
         self.whole = False
         self._dialect = dialect
         self._parser = SseParser(limit)
@@ -322,6 +346,9 @@ class NativeStream:
             elif isinstance(event, neutral.Finished):
                 self.whole = True
             self.spoke = self.spoke or says_something(event)
+            if (size := _size(event)) > 0:
+                self.said += size
+                self.pieces += 1
         if failure is not None:
             # The provider's own error event is not passed on: ours says the same, with the totals.
             return Read(lines[:-1] if self.spoke else [], failure)
@@ -345,6 +372,7 @@ class TranslatedEmbeddings:
         self.call = call
         self.usage: Usage | None = None
         self.spoke = False
+        self.said = self.pieces = 0
         self.whole = True
         self._provider = provider
         self._request = request
@@ -500,6 +528,21 @@ def says_something(event: neutral.StreamEvent) -> bool:
             return True
         case _:
             return False
+
+
+def _size(event: neutral.StreamEvent) -> int:
+    """Characters that an event adds to the answer."""
+    match event:
+        case neutral.Grew(text=text):
+            return len(text)
+        case neutral.PartBegan(part=neutral.ToolCall() as call):
+            return len(call.name) + len(call.arguments)
+        case neutral.PartBegan(
+            part=neutral.Text() | neutral.Thinking() | neutral.Refusal() as part
+        ):
+            return len(part.text)
+        case _:
+            return 0
 
 
 def _one_line(data: bytes) -> bytes:

@@ -190,6 +190,7 @@ class Step(Struct, frozen=True):
     data: bytes = b""
 
 
+_DELTA_BYTES: Final = len(b'{"content":""}')
 _DONE: Final = Step("done")
 _QUIET: Final = Step("quiet")
 
@@ -200,7 +201,7 @@ class ChatStream:
     `feed` takes the data of one server-sent event and returns a step, or the failure it carries.
     """
 
-    __slots__ = ("_spoke", "_usage_wanted", "done", "finish", "usage")
+    __slots__ = ("_spoke", "_usage_wanted", "done", "finish", "pieces", "said", "usage")
 
     def __init__(self, *, usage_wanted: bool) -> None:
         self._usage_wanted = usage_wanted
@@ -208,6 +209,9 @@ class ChatStream:
         self.usage: Usage | None = None
         self.finish = ""
         self.done = False
+        self.said = 0
+        """Bytes of what was said so far, more or less: of the deltas without their shortest form."""
+        self.pieces = 0
 
     @property
     def whole(self) -> bool:
@@ -244,11 +248,15 @@ class ChatStream:
             return Step("content" if self._spoke else "prelude", data)
         spoke = self._spoke
         for choice in event.choices:
+            delta = choice.delta
+            if delta is not UNSET and (size := memoryview(delta).nbytes - _DELTA_BYTES) > 0:
+                self.said += size
+                self.pieces += 1
             if choice.finish_reason:
                 self.finish = choice.finish_reason
                 spoke = True
-            elif not spoke and choice.delta is not UNSET:
-                spoke = _says_something(choice.delta)
+            elif not spoke and delta is not UNSET:
+                spoke = _says_something(delta)
         self._spoke = spoke
         return Step("content" if spoke else "prelude", data)
 
