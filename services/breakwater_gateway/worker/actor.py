@@ -616,6 +616,8 @@ class Worker(Actor):
         run.provider_s = self.context.clock.now() - run.left_at
         headers = self._facts(run)
         headers.update(self._totals(run))
+        if answer.repaired:
+            headers[h.REPAIRED] = "tool_call"
         self._say(work, answer.body, headers)
         run.started = run.finish_sent = True
         return None
