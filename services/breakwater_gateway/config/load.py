@@ -29,6 +29,7 @@ from breakwater_gateway.config.model import (
     BreakerPolicy,
     CachePolicy,
     CacheScope,
+    Capability,
     Config,
     Deployment,
     Embeddings,
@@ -57,6 +58,7 @@ from breakwater_gateway.config.recovery import (
     read_on_context_length,
     read_static_answers,
 )
+from breakwater_gateway.config.routes import check_loops, read_routes
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
@@ -171,6 +173,7 @@ class _Builder:
         entries = root.get(keys.MODELS) or {}
         self._claim_ids(entries)
         models = {name: self._model(name, entry) for name, entry in entries.items()}
+        check_loops(models, entries, self._report)
         config = Config(
             models=models,
             auth=Auth(),
@@ -347,6 +350,7 @@ class _Builder:
             name=name,
             deployments=tuple(deployments),
             strategy=cast("StrategyName", block.get(keys.STRATEGY) or "simple-shuffle"),
+            routes=read_routes(block, (*path, "routes"), deployments, self._report),
             unsupported_params=cast(
                 "Literal['report', 'refuse']", block.get(keys.UNSUPPORTED) or "report"
             ),
@@ -406,6 +410,7 @@ class _Builder:
             tpm=block.get(keys.TPM),
             context_window=context_window,
             max_output=max_output,
+            capabilities=_capabilities(block.get(keys.CAPABILITIES)),
             price=None
             if price is None
             else Price(
@@ -630,6 +635,12 @@ def _semantic(block: Block) -> Semantic:
         margin=_or(block.get(keys.MARGIN), usual.margin),
         shadow=_or(block.get(keys.SHADOW), usual.shadow),
     )
+
+
+def _capabilities(words: tuple[str | None, ...] | None) -> tuple[Capability, ...] | None:
+    if words is None:
+        return None
+    return cast("tuple[Capability, ...]", tuple(dict.fromkeys(w for w in words if w is not None)))
 
 
 def _or(value: T | None, usual: T) -> T:

@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
+from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
@@ -26,6 +27,7 @@ from breakwater_gateway.router.plan import (
     Plan,
 )
 from breakwater_gateway.router.requests import decode_request
+from breakwater_gateway.router.routing import Routing
 from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
@@ -100,6 +102,10 @@ class Router(Actor):
             answered=lambda life: self._end(life, None),
             failed=self._answer_failure,
         )
+        self._measures = Measures(
+            context, targets=self._targets, tasks=self._tasks, exhausted=self._attempts.throttled
+        )
+        self._routing = Routing(context.config, self._targets.usage)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,6 +126,7 @@ class Router(Actor):
             await bus.subscribe(f"{subjects.root}.evt.attempt.*.rate_limited", self._on_throttled),
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
         ]
+        await self._measures.start(self.config)
         # A newcomer that shares the queue before it knows a worker would refuse what others can serve.
         with anyio.move_on_after(_FIRST_WORKER_S):
             await self._heard_worker.wait()
@@ -147,6 +154,7 @@ class Router(Actor):
         for subscription in requests:
             await subscription.drain()
         await self._idle.wait()
+        await self._measures.drain()
         await self._tasks.join()
         for subscription in self._subscriptions[:4]:
             await subscription.drain()
@@ -165,6 +173,8 @@ class Router(Actor):
         if config.limits.in_flight != self._shedding.capacity:
             self._shedding = Shedding(config.limits.in_flight)
         self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
+        self._routing = Routing(config, self._targets.usage)
+        self._measures.on_config(config)
 
     def load(self) -> Load:
         return Load(
@@ -271,6 +281,16 @@ class Router(Actor):
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
+        routed = self._routing.route(
+            model,
+            options=options,
+            stream=not isinstance(asked, EmbeddingsRequest) and bool(asked.stream),
+            asked=asked,
+            body=message.data,
+        )
+        if isinstance(routed, f.InvalidRequest):
+            return routed
+        model = model if routed is None else routed.model
         rungs = narrowed(rungs_of(model.ladder), options.ladder)
         if isinstance(rungs, f.InvalidRequest):
             return rungs
@@ -296,6 +316,7 @@ class Router(Actor):
             ladder=ladder,
             began=now,
         )
+        life.route = routed
         if api == "messages":
             life.native_headers = {
                 name: message.headers[name][:NATIVE_HEADER_MAX]
