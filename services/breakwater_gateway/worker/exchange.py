@@ -300,7 +300,10 @@ class Continued(Translated):
         said: SoFar,
     ) -> None:
         super().__init__(call, provider=provider, caller=caller, model=model, request=request)
+        # Read as its own dialect's, what was said keeps its ids, and the rest goes on under them.
+        self._encoder = caller.stream_encoder(request, caller.name, model)
         self._encoder.feed(said.events)
+        self._encoder.goes_on_from(provider.name)
         self._joint = Joint(said)
 
     def _events(self, events: list[neutral.StreamEvent]) -> Read:
@@ -513,6 +516,10 @@ def _continued(asked: Asked) -> Exchange | f.Failure:
         return f.StreamCut("what was said so far is not a text that another model could go on with")
     provider = provider_dialect(asked.wire, asked.provider)
     request = caller.decode_request(bytes(asked.body))
+    if request.format is not None and request.format.kind != "text":
+        return f.StreamCut(
+            "an answer of a given structure is not one that another model could go on with"
+        )
     request = msgspec.structs.replace(asked_again(request, said), stream=True)
     if caller.name != provider.name and (refused := caller.refusal(request)) is not None:
         raise refused
