@@ -278,8 +278,8 @@ FILE_MISTAKES = [
         ),
     ),
     (
-        f"models: {{a: {{{D}}}}}\nauth:\n  mode: keys",
-        "breakwater.yaml:3: auth.mode: the mode keys is not served by this version; expected open",
+        f"models: {{a: {{{D}}}}}\nauth:\n  mode: key",
+        'breakwater.yaml:3: auth.mode: expected one of open, keys, not "key"; did you mean "keys"?',
     ),
     (
         f"models: {{a: {{{D}}}}}\ntelemetry: {{record_content: false}}",

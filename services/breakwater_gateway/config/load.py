@@ -167,6 +167,14 @@ class _Builder:
         self._made: dict[str, int] = {}
         """How often each provider/model has been made an id, so that a repeat need not be searched."""
 
+    @staticmethod
+    def _auth(block: Block) -> Auth:
+        usual = Auth()
+        return Auth(
+            mode=cast("Literal['open', 'keys']", block.get(keys.AUTH_MODE) or usual.mode),
+            nats=cast("Literal['trust', 'key']", block.get(keys.AUTH_NATS) or usual.nats),
+        )
+
     def config(self, root: Block, read_file: ReadFile | None) -> Config:
         providers = root.get(keys.PROVIDERS)
         self._own_hosts(providers or {})
@@ -176,7 +184,7 @@ class _Builder:
         check_loops(models, entries, self._report)
         config = Config(
             models=models,
-            auth=Auth(),
+            auth=self._auth(root.get(keys.AUTH) or _EMPTY),
             telemetry=self._telemetry(root.get(keys.TELEMETRY) or _EMPTY),
             limits=self._limits(root.get(keys.LIMITS) or _EMPTY),
             budgets=read_budgets(root.get(keys.BUDGETS), self._report),

@@ -286,7 +286,11 @@ class Model(Struct, frozen=True):
 
 
 class Auth(Struct, frozen=True):
-    mode: Literal["open"] = "open"
+    mode: Literal["open", "keys"] = "open"
+    """`keys`: over HTTP nobody is served without a virtual key."""
+    nats: Literal["trust", "key"] = "trust"
+    """Of callers on NATS under `keys`: whom the server lets publish on a tenant's subject is the tenant, or
+    they too must show a key."""
 
 
 class Telemetry(Struct, frozen=True):

@@ -39,7 +39,6 @@ KEYS: Final[dict[str, dict[str, str]]] = {
 """By section, then key: what to call it."""
 
 VALUES: Final[dict[str, dict[str, str]]] = {
-    "auth.mode": {"keys": "the mode keys"},
     "providers.*.wire": {wire: name for wire, name in WIRES.items() if wire not in SERVED_WIRES},
 }
 """By key, then value: what to call it."""

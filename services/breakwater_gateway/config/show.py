@@ -33,7 +33,7 @@ def effective(config: Config) -> Plain:
         data["budgets"] = [plain_budget(each) for each in config.budgets]
     if config.rate_limits:
         data["rate_limits"] = [plain_rate_limit(each) for each in config.rate_limits]
-    data["auth"] = {"mode": config.auth.mode}
+    data["auth"] = {"mode": config.auth.mode, "nats": config.auth.nats}
     data["telemetry"] = {"log": config.telemetry.log, "level": config.telemetry.level}
     limits = config.limits
     data["limits"] = {

@@ -576,8 +576,15 @@ RATE_LIMIT: Final = Section("a rate limit", (RATED, REQUESTS, RATE_TOKENS, CONCU
 
 AUTH_MODE: Final = Key(
     "mode",
-    Choice(("open",), not_served.VALUES.get("auth.mode", {})),
-    "Who may ask; open: everyone who reaches the edge.",
+    Choice(("open", "keys")),
+    "Who may ask; open: everyone who reaches the edge (loopback only, unless --allow-open); keys:"
+    " whoever shows a virtual key (`breakwater keys create`). Default open.",
+)
+AUTH_NATS: Final = Key(
+    "nats",
+    Choice(("trust", "key")),
+    "Callers on NATS under `mode: keys`; trust: whom the server's permissions let publish on a"
+    " tenant's subject is that tenant; key: they show a key too. Default trust.",
 )
 LOG: Final = Key("log", Choice(("json", "console")), "The form of the log; default json.")
 LEVEL: Final = Key(
@@ -635,7 +642,7 @@ PROVIDERS: Final = Key(
     ),
     "Hosts of your own, or settings for one of the catalogue.",
 )
-AUTH: Final = Key("auth", Section("auth", (AUTH_MODE,)), "Who may ask.")
+AUTH: Final = Key("auth", Section("auth", (AUTH_MODE, AUTH_NATS)), "Who may ask.")
 TELEMETRY: Final = Key(
     "telemetry",
     Section("telemetry", (LOG, LEVEL), not_served.KEYS.get("telemetry", {})),
