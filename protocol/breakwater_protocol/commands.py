@@ -66,6 +66,11 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """Header fields that the answer carries besides the worker's own: what was done to the request."""
     copy_to: str = ""
     """Whatever the worker says to `answer_to` it says here too, headers and all; empty: to nobody else."""
+    shared: bool = False
+    """Others may wait for this answer too: whether its caller's leaving ends the attempt is the router's to
+    say, which then cancels it by its number."""
+    cache: str = "bypass"
+    """What the answer says of the cache."""
     continues: bytes = b""
     """What the caller has of a stream that was cut: its lines, in the caller's dialect, joined by line ends.
     This attempt goes on from there, on the same stream: nothing of the beginning is said again, and its

@@ -25,6 +25,7 @@ Code = Literal[
     "overloaded",
     "no_deployment_available",
     "timeout",
+    "not_cached",
 ]
 
 
@@ -141,13 +142,7 @@ class MalformedAnswer(_Failure, frozen=True, omit_defaults=True, tag="malformed_
 
 
 class MalformedToolCall(_Failure, frozen=True, omit_defaults=True, tag="malformed_tool_call"):
-    """The model wrote tool arguments that do not parse. What it wrote is content: it goes into no event."""
-
-    tool: str = ""
-    fault: str = ""
-    """What the parser says."""
-    written: str = ""
-    """The arguments, bounded."""
+    """The model wrote tool arguments that do not parse."""
 
 
 class BudgetExhausted(_Wait, frozen=True, omit_defaults=True, tag="budget_exhausted"):
@@ -175,6 +170,10 @@ class NoDeployment(_Wait, frozen=True, omit_defaults=True, tag="no_deployment"):
 
 class Cancelled(_Failure, frozen=True, omit_defaults=True, tag="cancelled"):
     """The caller went away. Neither success nor failure of anybody."""
+
+
+class NotCached(_Failure, frozen=True, omit_defaults=True, tag="not_cached"):
+    """The caller wanted a kept answer or none, and there is none (HTTP's `only-if-cached`)."""
 
 
 class Internal(_Failure, frozen=True, omit_defaults=True, tag="internal"):
@@ -211,6 +210,7 @@ Failure = (
     | WorkerLost
     | NoDeployment
     | Cancelled
+    | NotCached
     | Internal
 )
 
@@ -265,6 +265,7 @@ SPEC: Final[dict[type[Failure], Spec]] = {
     WorkerLost: _spec("bad_gateway", 502, "server_error", retry=True),
     NoDeployment: _spec("no_deployment_available", 503, "server_error", retry=True),
     Cancelled: _spec("timeout", 504, "timeout_error"),
+    NotCached: _spec("not_cached", 504, "invalid_request_error"),
     Internal: _spec("bad_gateway", 502, "server_error"),
 }
 

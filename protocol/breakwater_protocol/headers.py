@@ -19,8 +19,6 @@ TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
 PRIORITY: Final = "breakwater-priority"
 LADDER: Final = "breakwater-ladder"
 REQUEST_ID: Final = "breakwater-request-id"
-KEY: Final = "breakwater-key"
-"""The virtual key of a caller on NATS; over HTTP any header that SDKs send a key in."""
 
 # What every answer says. `breakwater-cache` is both: asked as a mode, answered as a verdict.
 MODEL: Final = "breakwater-model"
@@ -31,6 +29,7 @@ TRUNCATED: Final = "breakwater-truncated"
 REPAIRED: Final = "breakwater-repaired"
 SIMILARITY: Final = "breakwater-similarity"
 CACHE_ID: Final = "breakwater-cache-id"
+CACHE_AGE: Final = "breakwater-cache-age"
 ATTEMPTS: Final = "breakwater-attempts"
 COST_USD: Final = "breakwater-cost-usd"
 OVERHEAD_MS: Final = "breakwater-overhead-ms"
@@ -84,7 +83,6 @@ REQUEST_HEADERS: Final = frozenset(
         PRIORITY,
         LADDER,
         REQUEST_ID,
-        KEY,
     }
 )
 """Every `breakwater-` header a request may carry, besides `breakwater-property-<name>`."""

@@ -9,6 +9,7 @@ async with stage(config) as gateway:
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -251,6 +252,19 @@ class Caller:
         return found
 
 
+class Wall:
+    """Unix time, which a test may move on."""
+
+    def __init__(self) -> None:
+        self._added = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._added
+
+    def add(self, seconds: float) -> None:
+        self._added += seconds
+
+
 class Gateway:
     def __init__(self, tasks: TaskGroup, settings: Config) -> None:
         self.tasks = tasks
@@ -267,6 +281,7 @@ class Gateway:
         self._actors: dict[str, Actor] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
         self._requests = 0
+        self.wall = Wall()
 
     async def listen(self) -> None:
         s = SUBJECTS
@@ -312,7 +327,7 @@ class Gateway:
             holder,
             metrics=self.metrics,
             log=_LOG,
-            clock=Clock(seed=1),
+            clock=Clock(seed=1, wall=self.wall),
             signals=False,
         )
         scope = self.scopes[name] = anyio.CancelScope()

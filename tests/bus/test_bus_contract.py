@@ -690,6 +690,29 @@ async def test_what_cannot_be_published_once_is_refused(bus: Bus, root: str) -> 
         await bus.publish_once("a", f"{root}.*", b"")
 
 
+async def test_a_full_bucket_that_evicts_drops_what_was_written_first(
+    bus: Bus, bucket: str
+) -> None:
+    store = await bus.store(bucket, max_bytes=10_000, evicts=True)
+    for n in range(20):
+        await store.put(f"big{n}", bytes(2_000))
+    kept = await store.keys()
+    assert 0 < len(kept) < 6
+    assert "big19" in kept
+    assert "big0" not in kept
+
+
+async def test_a_value_that_is_put_for_a_time_disappears(bus: Bus, bucket: str) -> None:
+    store = await bus.store(bucket)
+    seen = Seen()
+    watch = await store.watch(seen)
+    await store.put("k", b"1", ttl_s=1)
+    assert (await store.get("k")) is not None
+    await seen.until("k", None)
+    assert await store.get("k") is None
+    await watch.close()
+
+
 # Claims
 
 

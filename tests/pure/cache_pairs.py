@@ -19,7 +19,13 @@ class Asked:
     def __init__(self, api: str, fields: Fields, **place: str) -> None:
         self.api = api
         self.fields = fields
-        self.place = {"tenant": "t", "scope": "tenant", "model": "m", "points_to": "p", **place}
+        self.place: dict[str, Any] = {
+            "tenant": "t",
+            "scope": "tenant",
+            "model": "m",
+            "points_to": "p",
+            **place,
+        }
 
     def key(self, body: bytes | None = None) -> Key | NotCached:
         data = json.dumps(self.fields).encode() if body is None else body

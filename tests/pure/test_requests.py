@@ -148,8 +148,16 @@ def test_what_a_caller_asks_for_is_read() -> None:
         ("breakwater-property-", "x"),
         ("breakwater-property-a b", "x"),
         ("breakwater-nonsense", "1"),
-        ("breakwater-cache", "only"),
-        ("breakwater-cache-ttl", "1h"),
+        ("breakwater-cache", "maybe"),
+        ("breakwater-cache-ttl", "0s"),
+        ("breakwater-cache-ttl", "9000h"),
+        ("breakwater-cache-ttl", "soon"),
+        ("breakwater-cache-namespace", "a b"),
+        ("breakwater-cache-namespace", ""),
+        ("breakwater-cache-threshold", "1.5"),
+        ("breakwater-cache-threshold", "-0.1"),
+        ("breakwater-cache-threshold", "nan"),
+        ("breakwater-cache-threshold", ""),
         ("breakwater-ladder", "cache,upstairs"),
     ],
 )
@@ -167,7 +175,7 @@ def test_durations() -> None:
         "1h": 3600,
         "7": 7,
         "-1s": None,
-        "1d": None,
+        "1d": 86_400,
         "": None,
     }
     assert {text: read_duration(text) for text in table} == table

@@ -141,14 +141,22 @@ _encode: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 def head_of(
-    *, tenant: str, scope: str, api: str, model: str, points_to: str, namespace: str = ""
+    *,
+    tenant: str,
+    scope: str,
+    api: str,
+    model: str,
+    points_to: str,
+    namespace: str = "",
+    native: Mapping[str, str] = {},
 ) -> bytes:
     """What sets questions apart before their bodies do.
 
     `scope`: `tenant`, `user:NAME` or `key:ID`; `points_to`: what the logical model stands for now, so
-    that an alias moved to another model does not answer for the old one.
+    that an alias moved to another model does not answer for the old one; `native`: header fields of the
+    caller's dialect that travel to the provider.
     """
-    return _encode([VERSION, tenant, scope, api, model, points_to, namespace])
+    return _encode([VERSION, tenant, scope, api, model, points_to, namespace, native])
 
 
 class Keys:

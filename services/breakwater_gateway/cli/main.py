@@ -16,7 +16,6 @@ _COMMANDS: Final = {
     "events": ("talk", "events", "Follow what happens on the bus."),
     "doctor": ("doctor", "doctor", "Check this set-up, and say how to mend it."),
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
-    "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }
 

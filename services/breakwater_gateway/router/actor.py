@@ -15,10 +15,9 @@ from anyio.abc import TaskGroup
 from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Config
-from breakwater_gateway.identity.claims import Claims, held_against, opened, presented
 from breakwater_gateway.router.desks.attempts import Attempts
+from breakwater_gateway.router.desks.cache import CacheDesk
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
-from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
@@ -28,7 +27,6 @@ from breakwater_gateway.router.plan import (
     Plan,
 )
 from breakwater_gateway.router.requests import decode_request
-from breakwater_gateway.router.routing import Routing
 from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
@@ -40,7 +38,6 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
     Watch,
 )
-from breakwater_gateway.runtime.keyring import Keyring
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_protocol import cloudevents
@@ -57,12 +54,13 @@ from breakwater_protocol.commands import (
     Finished,
 )
 from breakwater_protocol.events import BreakerChanged, RequestFinished
-from breakwater_protocol.keys import KEY_PATTERN, KeyRecord, may_ask
 from breakwater_protocol.subjects import BadToken, Subject
 
 _FIRST_WORKER_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
 NATIVE_HEADER_MAX: Final = 2048
+_VIEWS: Final = 5
+"""Subscriptions to what is published, before those that take requests."""
 _TENANTS_KEPT: Final = 16_384
 
 
@@ -98,18 +96,23 @@ class Router(Actor):
             advance=self._attempts.advance,
             begin=self._begin,
         )
+        self._cache = CacheDesk(
+            context,
+            tasks=self._tasks,
+            begin=self._attempts.begin,
+            stop=self._attempts.stop_calls,
+            ended=self._end,
+            gave_up=self._gave_up,
+            failed=self._answer_failure,
+        )
         self._walk = Walk(
             context,
             config=lambda: self.config,
             advance=self._attempts.advance,
             answered=lambda life: self._end(life, None),
             failed=self._answer_failure,
+            kept=self._cache,
         )
-        self._measures = Measures(
-            context, targets=self._targets, tasks=self._tasks, exhausted=self._attempts.throttled
-        )
-        self._routing = Routing(context.config, self._targets.usage)
-        self._keys = Keyring(context.log)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -122,7 +125,6 @@ class Router(Actor):
 
     async def start(self, tasks: TaskGroup) -> None:
         bus, subjects = self.context.bus, self.context.subjects
-        await self._keys.start(bus)
         store = await bus.store("bw_health")
         self._watch = await store.watch(self._on_health_entry)
         self._subscriptions = [
@@ -130,8 +132,9 @@ class Router(Actor):
             await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(f"{subjects.root}.evt.attempt.*.rate_limited", self._on_throttled),
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
+            await bus.subscribe(subjects.cache.any(), self._cache.on_changed),
         ]
-        await self._measures.start(self.config)
+        await self._cache.open()
         # A newcomer that shares the queue before it knows a worker would refuse what others can serve.
         with anyio.move_on_after(_FIRST_WORKER_S):
             await self._heard_worker.wait()
@@ -155,20 +158,19 @@ class Router(Actor):
 
     async def drain(self) -> None:
         self.draining = True
-        requests = self._subscriptions[4:]
+        requests = self._subscriptions[_VIEWS:]
         for subscription in requests:
             await subscription.drain()
         await self._idle.wait()
-        await self._measures.drain()
         await self._tasks.join()
-        for subscription in self._subscriptions[:4]:
+        for subscription in self._subscriptions[:_VIEWS]:
             await subscription.drain()
         if self._watch is not None:
             await self._watch.close()
-        await self._keys.close()
         await self.context.bus.flush()
 
     async def stop(self) -> None:
+        self._cache.stop()
         for life in list(self._live.values()):
             self._answer_failure(life, f.Overloaded("the router was stopped", retry_after_s=1.0))
         await self._tasks.cancel()
@@ -178,9 +180,8 @@ class Router(Actor):
         super().on_config(config, revision)
         if config.limits.in_flight != self._shedding.capacity:
             self._shedding = Shedding(config.limits.in_flight)
+        self._cache.on_config(config)
         self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
-        self._routing = Routing(config, self._targets.usage)
-        self._measures.on_config(config)
 
     def load(self) -> Load:
         return Load(
@@ -219,6 +220,8 @@ class Router(Actor):
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
         self._targets.loads.fold(beat, self.context.clock.now())
+        if beat.actor == self.kind and beat.id != self.context.id:
+            self._cache.kept.peer_seen()
         if beat.actor == "worker":
             self._heard_worker.set()
 
@@ -235,53 +238,9 @@ class Router(Actor):
     # ------------------------------------------------------------ requests in
 
     def _on_models(self, message: Message) -> None:
-        if not message.reply:
-            return
-        shown = presented(message.headers)
-        names = list(self.config.models)
-        if shown or self.config.auth.nats == "key":
-            record = self._key_of(shown)
-            if not isinstance(record, KeyRecord | None):
-                self._refuse(message.reply, "chat", record, "")
-                return
-            if record is not None:
-                names = [name for name in names if may_ask(record, name)]
-        models = ModelList([ModelEntry(name) for name in names])
-        self._publish(message.reply, msgspec.json.encode(models), {})
-
-    def _key_of(self, shown: str) -> KeyRecord | f.Failure | None:
-        """A key of ours that is shown is looked at in any mode; None: none is needed."""
-        auth = self.config.auth
-        needed = auth.mode == "keys" and auth.nats == "key"
-        if not needed and not KEY_PATTERN.fullmatch(shown):
-            return None
-        return opened(self._keys.board, shown, self.context.clock.wall())
-
-    def _claims(self, shown: str, options: Options, tenant: str, model: str) -> Options | f.Failure:
-        """The request's options with who it may say it is."""
-        record = self._key_of(shown)
-        if record is None:
-            return options
-        if not isinstance(record, KeyRecord):
-            return record
-        claims = held_against(
-            record,
-            tenant=tenant,
-            model=model,
-            user=options.user,
-            org=options.org,
-            feature=options.feature,
-        )
-        if not isinstance(claims, Claims):
-            return claims
-        return msgspec.structs.replace(
-            options,
-            user=claims.user,
-            org=claims.org,
-            feature=claims.feature,
-            key=claims.key,
-            team=claims.team,
-        )
+        if message.reply:
+            models = ModelList([ModelEntry(name) for name in self.config.models])
+            self._publish(message.reply, msgspec.json.encode(models), {})
 
     def _on_request(self, subject: Subject[Raw], api: str, message: Message) -> None:
         if not message.reply:
@@ -328,25 +287,9 @@ class Router(Actor):
         asked = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
         if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
             return asked
-        shown = presented(message.headers)
-        if shown or self.config.auth.nats == "key":
-            claimed = self._claims(shown, options, tenant, asked.model)
-            if not isinstance(claimed, Options):
-                return claimed
-            options = claimed
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
-        routed = self._routing.route(
-            model,
-            options=options,
-            stream=not isinstance(asked, EmbeddingsRequest) and bool(asked.stream),
-            asked=asked,
-            body=message.data,
-        )
-        if isinstance(routed, f.InvalidRequest):
-            return routed
-        model = model if routed is None else routed.model
         rungs = narrowed(rungs_of(model.ladder), options.ladder)
         if isinstance(rungs, f.InvalidRequest):
             return rungs
@@ -372,7 +315,6 @@ class Router(Actor):
             ladder=ladder,
             began=now,
         )
-        life.route = routed
         if api == "messages":
             life.native_headers = {
                 name: message.headers[name][:NATIVE_HEADER_MAX]
@@ -385,7 +327,7 @@ class Router(Actor):
         self._live[life.request_id] = life
         self._inflight.set(len(self._live))
         self._idle.clear()
-        self._attempts.begin(life)
+        self._cache.look(life)
 
     def _unknown(self, name: str) -> f.UnknownModel:
         known = [m for m in self.config.models if not m.endswith("*")]
@@ -408,7 +350,9 @@ class Router(Actor):
             self.context.log.warning("bad_cancel", subject=message.subject, error=str(error))
             return
         life = self._live.get(cancel.request)
-        if life is not None and not cancel.attempt:
+        if life is None or cancel.attempt:
+            return
+        if not self._cache.cancel(life, cancel):
             self._attempts.cancel(life, cancel)
 
     # ------------------------------------------------------------ the end
@@ -440,6 +384,7 @@ class Router(Actor):
             self._idle.set()
         if reply is not None:
             failure, partial = reply.failure, reply.partial
+        told = f.Cancelled("caller_gone") if life.gone else failure
         clock, context = self.context.clock, self.context
         event = life.finished(
             now=clock.now(),
@@ -447,7 +392,7 @@ class Router(Actor):
             router=context.id,
             config_revision=self.config_revision,
             reply=reply,
-            failure=failure,
+            failure=told,
             partial=partial,
         )
         meters = self._measure(life.home.name, event.deployment, event.outcome, event.rung)
@@ -475,8 +420,9 @@ class Router(Actor):
             attempts=event.attempts,
             stream=event.stream,
             duration_ms=round(event.duration_ms, 2),
-            failure="" if failure is None else f.kind(failure),
+            failure="" if told is None else f.kind(told),
         )
+        self._cache.ended(life, reply, failure)
 
     # ------------------------------------------------------------ small things
 

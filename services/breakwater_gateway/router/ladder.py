@@ -97,6 +97,7 @@ def walks(failure: f.Failure) -> bool:
             | f.CallerForbidden()
             | f.UnknownModel()
             | f.Cancelled()
+            | f.NotCached()
             | f.Internal()
         ):
             return False

@@ -4,14 +4,14 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Raw
 
+from breakwater_gateway.cache.key import Key
 from breakwater_gateway.config.model import Deployment, Model, RungKind
 from breakwater_gateway.router.copies import Copies
+from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Dispatch, Plan
 from breakwater_gateway.router.release import Rank
-from breakwater_gateway.router.routing import Routed
-from breakwater_gateway.router.strategies import ANY, Ask
 from breakwater_gateway.runtime.bus import Inbox
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -19,6 +19,8 @@ from breakwater_protocol.chat import Asked, ChatRequest, NativeRequest
 from breakwater_protocol.commands import Finished, Work
 from breakwater_protocol.events import Decision, RequestFinished
 
+GIVEN_AGAIN: Final = frozenset({"hit", "semantic", "stale", "coalesced"})
+"""Verdicts of answers that no call was made for."""
 DECISIONS_MAX: Final = 64
 """Steps of a plan that its event tells."""
 
@@ -61,9 +63,12 @@ class Life:
         "decisions",
         "dropped",
         "first_token_s",
+        "flight",
+        "gone",
         "hedges",
         "home",
         "inbox",
+        "key",
         "ladder",
         "mended_at",
         "model",
@@ -77,16 +82,17 @@ class Life:
         "queued_at",
         "reply",
         "request_id",
-        "route",
         "routed",
         "rung",
+        "saved_nano_usd",
         "stream",
         "tenant",
         "timer",
         "turn",
+        "verdict",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one statement a fact
         self,
         *,
         request_id: str,
@@ -101,7 +107,9 @@ class Life:
         ladder: Ladder,
         began: float,
     ) -> None:
-        self.request_id, self.tenant, self.api = request_id, tenant, api
+        self.request_id = request_id
+        self.tenant = tenant
+        self.api = api
         self.reply = reply
         self.body = body
         self.asked = asked
@@ -137,6 +145,7 @@ class Life:
         self.copies: Copies | None = None
         """What the caller has of its stream, where another deployment may go on with it."""
         self.copies_inbox: Inbox | None = None
+        """Where the worker says everything a second time."""
         self.hedges = 0
         """Calls made beside another so far."""
         self.over = False
@@ -151,16 +160,21 @@ class Life:
         self.provider_ms = 0.0
         """Waited for providers and backoff so far: not overhead of ours."""
         self.decisions: list[Decision] = []
-        self.route: Routed | None = None
-        """How it came to the model and its deployments; None: by its name."""
+        self.verdict = "bypass"
+        """What the answer says of the cache."""
+        self.key: Key | None = None
+        """Of the question, where its answer may be kept."""
+        self.flight: Flight[Life] | None = None
+        """The calls that it leads or follows."""
+        self.gone = False
+        """Its caller has left, and others wait for the answer."""
+        self.saved_nano_usd: int | None = None
 
     @property
-    def ask(self) -> Ask:
-        """What strategies are told of the request, whichever model it has come to."""
-        if self.model is self.home:
-            return ANY if self.route is None else self.route.ask
-        told = ANY if self.route is None else self.route.ask
-        return told._replace(model=self.routed, name=self.model.name, stream=self.stream)
+    def usage_wanted(self) -> bool:
+        """OpenAI's `stream_options.include_usage`."""
+        options = self.asked.stream_options if isinstance(self.asked, ChatRequest) else None
+        return bool(options and options.include_usage)
 
     @property
     def deployment(self) -> str:
@@ -205,32 +219,16 @@ class Life:
         reason: str = "",
         epoch: int = 0,
         wait_ms: float = 0.0,
-        score: float | None = None,
     ) -> None:
         if len(self.decisions) < DECISIONS_MAX:
             at_ms = (now - self.began) * 1000
-            self.decisions.append(
-                Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms, score)
-            )
-
-    def _routing(self) -> list[Decision]:
-        """What was settled before the first call: the routes taken, and whom that left out."""
-        routed = self.route
-        if routed is None:
-            return []
-        routes = [Decision("route", 0.0, reason=way) for way in routed.way[:DECISIONS_MAX]]
-        left_out = [
-            Decision("skip", 0.0, deployment=each.deployment.id, reason=each.reason.value)
-            for each in routed.dropped[:DECISIONS_MAX]
-        ]
-        return routes + left_out
+            self.decisions.append(Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms))
 
     def work(self, call: Call, deployment: Deployment, *, now: float) -> Work:
         """The attempt as the worker is told of it; times are what is left."""
         step = call.step
         left_s = self.plan.deadline - now
         timeouts, options, asked = self.model.timeouts, self.options, self.asked
-        options_of_stream = asked.stream_options if isinstance(asked, ChatRequest) else None
         return Work(
             request=self.request_id,
             attempt=step.attempt,
@@ -243,7 +241,7 @@ class Life:
             answer_to=self.reply,
             body=Raw(self.body),
             stream=self.stream,
-            include_usage=bool(options_of_stream and options_of_stream.include_usage),
+            include_usage=self.usage_wanted,
             connect_s=min(timeouts.connect_s, left_s),
             first_token_s=min(self.first_token_s, left_s),
             idle_s=timeouts.idle_s,
@@ -253,6 +251,8 @@ class Life:
             key=step.key,
             rung=self.rung,
             notes=self.notes,
+            shared=self.flight is not None,
+            cache=self.verdict,
             epoch=step.candidate.epoch,
             spent_ms=(now - self.began) * 1000,
             provider_ms=self.provider_ms,
@@ -277,13 +277,17 @@ class Life:
             h.REQUEST_ID: self.request_id,
             h.MODEL: self.asked.model.encode("ascii", "backslashreplace").decode("ascii")[:200],
             h.RUNG: rung,
-            h.CACHE: "bypass",
+            h.CACHE: self.verdict,
             h.ATTEMPTS: str(self.plan.attempts),
             **self.notes,
         }
         if self.call is not None:
             facts[h.DEPLOYMENT] = self.deployment
         return facts
+
+    @property
+    def _is_free(self) -> bool:
+        return self.rung in FREE or self.verdict in GIVEN_AGAIN
 
     def overhead_ms(self, now: float) -> float:
         """Of the request's time so far: what nobody but the gateway spent."""
@@ -317,6 +321,7 @@ class Life:
             router=router,
             deployment=self.deployment,
             rung="error" if failure is not None and not partial else self.rung,
+            cache=self.verdict,
             rung_reason="" if cause is None or self.rung == "primary" else f.kind(cause),
             attempts=self.plan.attempts,
             stream=self.stream,
@@ -324,12 +329,13 @@ class Life:
             overhead_ms=max(0.0, duration_ms - waited_ms),
             first_token_ms=reply.first_token_ms if reply else None,
             usage=reply.usage if reply else None,
-            cost_nano_usd=reply.cost_nano_usd if reply else 0 if self.rung in FREE else None,
+            cost_nano_usd=reply.cost_nano_usd if reply else 0 if self._is_free else None,
+            cost_saved_nano_usd=self.saved_nano_usd,
             user=self.options.user,
             org=self.options.org,
             feature=self.options.feature,
             properties=self.options.properties,
-            decisions=self._routing() + self.decisions if self.route else self.decisions,
+            decisions=self.decisions,
             config_revision=config_revision,
             traceparent=self.options.traceparent,
         )

@@ -6,7 +6,7 @@ this version does not serve, is an invalid request that says so.
 
 import re
 from collections.abc import Mapping
-from typing import Final, get_args
+from typing import Final, Literal, cast, get_args
 
 from msgspec import Struct
 
@@ -21,10 +21,17 @@ TIMEOUT_MAX_S: Final = 3600.0
 
 _ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROPERTY: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)?")
-_UNIT_S: Final = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PREFIX: Final = "breakwater-"
+
+
+CacheMode = Literal["on", "off", "refresh", "only"]
+"""`refresh`: ask, and keep the new answer; `only`: a kept answer or none."""
+_MODES: Final = frozenset(get_args(CacheMode))
+CACHE_TTL_MAX_S: Final = 8_760 * 3_600.0
+_DECIMAL: Final = re.compile(r"[0-9](?:\.[0-9]{1,9})?")
 
 
 class Options(Struct, frozen=True):
@@ -32,16 +39,17 @@ class Options(Struct, frozen=True):
     user: str = ""
     org: str = ""
     feature: str = ""
-    key: str = ""
-    """The id of the virtual key that was shown, never the key."""
-    team: str = ""
-    """Only ever of a key."""
     properties: dict[str, str] = {}
     total_s: float | None = None
     first_token_s: float | None = None
     ladder: frozenset[str] | None = None
     """The kinds of rungs that may answer; None: all that the model declares."""
     priority: Priority = "interactive"
+    cache: CacheMode = "on"
+    cache_ttl_s: float | None = None
+    cache_namespace: str = ""
+    cache_threshold: float | None = None
+    """Stricter than the model's; it may only be raised."""
     traceparent: str = ""
 
 
@@ -106,14 +114,22 @@ def _check(
             "must be off, or rungs of the model's ladder such as cache,static (also stale, simple_model"
             " and error)",
         )
-    # Nothing is cached yet, so only what is true without a cache is granted.
-    if found.get(h.CACHE, "off") not in {"off", "on", "refresh"}:
+    mode = found.get(h.CACHE, "on")
+    if mode not in _MODES:
+        return _refuse(h.CACHE, "must be on, off, refresh or only")
+    namespace = found.get(h.CACHE_NAMESPACE, "")
+    if h.CACHE_NAMESPACE in found and not _ID.fullmatch(namespace):
         return _refuse(
-            h.CACHE, "must be on, off or refresh: this version has no cache to answer from"
+            h.CACHE_NAMESPACE, "must have 1 to 128 characters of A-Z a-z 0-9 . _ : / + = @ -"
         )
-    for name in (h.CACHE_TTL, h.CACHE_NAMESPACE, h.CACHE_THRESHOLD):
-        if name in found:
-            return _refuse(name, "is not served by this version")
+    ttl_s = read_duration(found[h.CACHE_TTL]) if h.CACHE_TTL in found else None
+    if h.CACHE_TTL in found and (ttl_s is None or not 0 < ttl_s <= CACHE_TTL_MAX_S):
+        return _refuse(h.CACHE_TTL, "must be a duration such as 30s, 10m or 7d, 365d at most")
+    threshold = found.get(h.CACHE_THRESHOLD, "")
+    if h.CACHE_THRESHOLD in found and not (
+        _DECIMAL.fullmatch(threshold) and 0 <= float(threshold) <= 1
+    ):
+        return _refuse(h.CACHE_THRESHOLD, "must be a number from 0 to 1 such as 0.97")
     return Options(
         request_id=request_id,
         user=found.get(h.USER, ""),
@@ -124,6 +140,10 @@ def _check(
         first_token_s=times.get(h.TTFT_TIMEOUT),
         ladder=rungs,
         priority=priority,
+        cache=cast("CacheMode", mode),
+        cache_ttl_s=ttl_s,
+        cache_namespace=namespace,
+        cache_threshold=float(threshold) if threshold else None,
         traceparent=traceparent,
     )
 

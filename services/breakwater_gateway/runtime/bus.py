@@ -258,8 +258,8 @@ class Store(Protocol):
 
     async def get(self, key: str) -> Entry | None: ...
 
-    async def put(self, key: str, value: bytes) -> int:
-        """The new revision."""
+    async def put(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
+        """The new revision. A value with a TTL disappears by itself."""
         ...
 
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
@@ -341,9 +341,18 @@ class Bus(Protocol):
         ...
 
     async def store(
-        self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1
+        self,
+        bucket: str,
+        *,
+        history: int = 1,
+        ttl_s: int | None = None,
+        max_bytes: int = -1,
+        evicts: bool = False,
     ) -> Store:
-        """The bucket, created if needed; safe to call again."""
+        """The bucket, created if needed; safe to call again.
+
+        A bucket that is full refuses what is new, or if it `evicts`, drops what was written first.
+        """
         ...
 
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:

@@ -131,9 +131,17 @@ class LocalFirst:
         await self._bus.flush(timeout_s)
 
     async def store(
-        self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1
+        self,
+        bucket: str,
+        *,
+        history: int = 1,
+        ttl_s: int | None = None,
+        max_bytes: int = -1,
+        evicts: bool = False,
     ) -> Store:
-        return await self._bus.store(bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes)
+        return await self._bus.store(
+            bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes, evicts=evicts
+        )
 
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
         return await self._bus.claim(subject, data, ttl_s=ttl_s)

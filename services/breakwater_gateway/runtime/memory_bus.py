@@ -95,12 +95,15 @@ class MemoryHub:
     async def settled(self) -> None:
         await self._deliveries.settled()
 
-    def bucket(self, name: str, ttl_s: int | None, max_bytes: int) -> "_Bucket":
+    def bucket(
+        self, name: str, ttl_s: int | None, max_bytes: int, *, evicts: bool = False
+    ) -> "_Bucket":
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = _Bucket(self.guard)
         bucket.ttl_s = ttl_s
         bucket.max_bytes = max_bytes
+        bucket.evicts = evicts
         return bucket
 
     def claim(self, subject: str, ttl_s: float) -> bool:
@@ -202,11 +205,17 @@ class MemoryBus:
         await self.reach(timeout_s)
 
     async def store(
-        self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1
+        self,
+        bucket: str,
+        *,
+        history: int = 1,
+        ttl_s: int | None = None,
+        max_bytes: int = -1,
+        evicts: bool = False,
     ) -> "MemoryStore":
         check_bucket(bucket, history, ttl_s)
         await self.reach()
-        return MemoryStore(self, self.hub.bucket(bucket, ttl_s, max_bytes))
+        return MemoryStore(self, self.hub.bucket(bucket, ttl_s, max_bytes, evicts=evicts))
 
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
         check_claim(subject, ttl_s)
@@ -363,6 +372,7 @@ class _Bucket:
         self.guard = guard
         self.ttl_s: int | None = None
         self.max_bytes = -1
+        self.evicts = False
         self.kept: dict[str, _Kept] = {}
         self.watchers: list[_MemoryWatch] = []
         self._revision = 0
@@ -372,6 +382,9 @@ class _Bucket:
         old = self.kept.get(key)
         size = self._size - (len(key) + len(old.value) if old else 0)
         size += len(key) + len(value) if value is not None else 0
+        if value is not None and self.evicts:
+            self._evict(key, size)
+            size = self._size - (len(key) + len(old.value) if old else 0) + len(key) + len(value)
         if value is not None and 0 <= self.max_bytes < size:
             raise BusOverloaded(f"the bucket is full: {self.max_bytes} bytes")
         if old is not None and old.expiry is not None:
@@ -391,6 +404,18 @@ class _Bucket:
             watcher.tell(entry)
         return self._revision
 
+    def _evict(self, writing: str, size: int) -> None:
+        """What was written first goes, as on a server: no watch is told."""
+        for key in sorted(self.kept, key=lambda key: self.kept[key].revision):
+            if size <= self.max_bytes or self.max_bytes < 0:
+                return
+            if key != writing:
+                gone = self.kept.pop(key)
+                if gone.expiry is not None:
+                    gone.expiry.cancel()
+                self._size -= len(key) + len(gone.value)
+                size -= len(key) + len(gone.value)
+
 
 class MemoryStore:
     def __init__(self, bus: MemoryBus, bucket: _Bucket) -> None:
@@ -403,10 +428,10 @@ class MemoryStore:
         kept = self._bucket.kept.get(key)
         return None if kept is None else Entry(key, kept.value, kept.revision)
 
-    async def put(self, key: str, value: bytes) -> int:
-        self._check(key, value, None)
+    async def put(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
+        self._check(key, value, ttl_s)
         await self._bus.reach()
-        return self._bucket.write(key, value)
+        return self._bucket.write(key, value, ttl_s)
 
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
         self._check(key, value, ttl_s)

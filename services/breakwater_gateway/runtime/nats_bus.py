@@ -244,12 +244,23 @@ class NatsBus:
         return JetStream(await self._open_side(), where=f"NATS at {self.where}")
 
     async def store(
-        self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1
+        self,
+        bucket: str,
+        *,
+        history: int = 1,
+        ttl_s: int | None = None,
+        max_bytes: int = -1,
+        evicts: bool = False,
     ) -> NatsStore:
         """Raises `JetStreamOff` when the server has no JetStream."""
         check_bucket(bucket, history, ttl_s)
         config = bucket_stream(
-            bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes, replicas=self._replicas
+            bucket,
+            history=history,
+            ttl_s=ttl_s,
+            max_bytes=max_bytes,
+            evicts=evicts,
+            replicas=self._replicas,
         )
         known = self._stores.get(bucket)
         if known is not None and known.config == config:

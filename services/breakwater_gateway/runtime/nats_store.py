@@ -72,7 +72,13 @@ class Side(Askable, Asks, Protocol):
 
 
 def bucket_stream(
-    bucket: str, *, history: int, ttl_s: int | None, max_bytes: int, replicas: int
+    bucket: str,
+    *,
+    history: int,
+    ttl_s: int | None,
+    max_bytes: int,
+    replicas: int,
+    evicts: bool = False,
 ) -> StreamConfig:
     max_age = (ttl_s or 0) * SECOND_NS
     return StreamConfig(
@@ -82,7 +88,7 @@ def bucket_stream(
         max_bytes=max_bytes,
         max_age=max_age,
         duplicate_window=min(120 * SECOND_NS, max_age or 120 * SECOND_NS),
-        discard="new",
+        discard="old" if evicts else "new",
         num_replicas=replicas,
         allow_rollup_hdrs=True,
         deny_delete=True,
@@ -117,8 +123,11 @@ class NatsStore:
         entry = await self._last(key)
         return entry if entry is not None and entry.value is not None else None
 
-    async def put(self, key: str, value: bytes) -> int:
-        return await self._write(key, value, {})
+    async def put(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
+        check_ttl(ttl_s)
+        return await self._write(
+            key, value, {} if ttl_s is None else {MESSAGE_TTL: str(int(ttl_s))}
+        )
 
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
         revision = 0

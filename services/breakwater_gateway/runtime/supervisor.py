@@ -634,9 +634,17 @@ class _BusView:
         return endpoint
 
     async def store(
-        self, bucket: str, *, history: int = 1, ttl_s: int | None = None, max_bytes: int = -1
+        self,
+        bucket: str,
+        *,
+        history: int = 1,
+        ttl_s: int | None = None,
+        max_bytes: int = -1,
+        evicts: bool = False,
     ) -> "_ViewStore":
-        store = await self._bus.store(bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes)
+        store = await self._bus.store(
+            bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes, evicts=evicts
+        )
         return _ViewStore(store, self)
 
     async def watch(self, store: Store, handler: Callable[[Entry], None]) -> "_ViewWatch":

@@ -92,7 +92,8 @@ class Attempts:
         life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
         if life.stream and life.model.on_cut == "continue":
             life.copies = Copies(COPIES_BYTES_MAX)
-            life.copies_inbox = self.context.bus.open_inbox(partial(self._on_copy, life))
+            if life.copies_inbox is None:
+                life.copies_inbox = self.context.bus.open_inbox(partial(self._on_copy, life))
         self.advance(life)
 
     def leave(self, life: Life) -> None:
@@ -167,19 +168,13 @@ class Attempts:
         targets, model, clock = self._targets, life.model, self.context.clock
         wall = clock.wall()
         if not life.decisions:
-            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw, ask=life.ask)
+            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw)
             if first is not None:
                 return (first,), ()
         claiming, life.claiming = life.claiming, False
         turn, life.turn = life.turn, ""
         return targets.order(
-            model,
-            now=now,
-            now_wall=wall,
-            draw=clock.draw,
-            claiming=claiming,
-            turn=turn,
-            ask=life.ask,
+            model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming, turn=turn
         )
 
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
@@ -208,7 +203,6 @@ class Attempts:
             deployment=deployment.id,
             worker=worker,
             epoch=step.candidate.epoch,
-            score=step.candidate.score,
             reason=reason or ("probe" if step.candidate.probe else life.model.strategy),
         )
         life.hold(call)
@@ -248,7 +242,7 @@ class Attempts:
             return
         clock, now = self.context.clock, self.context.clock.now()
         candidates, _ = self._targets.order(
-            life.model, now=now, now_wall=clock.wall(), draw=clock.draw, ask=life.ask
+            life.model, now=now, now_wall=clock.wall(), draw=clock.draw, claiming=False
         )
         step = life.plan.hedge(candidates, now=now)
         if step is None:
@@ -421,6 +415,11 @@ class Attempts:
         """The caller is gone. A worker that holds the call heard it too, and tells how far it had come."""
         if not life.calls:
             self._ended(life, None, failure=f.Cancelled(cancel.reason))
+
+    def stop_calls(self, life: Life, reason: str) -> None:
+        """Nobody waits for what its workers are at; they will say how far they had come."""
+        for call in life.calls:
+            self._abandon(call, reason)
 
     def _on_deadline(self, life: Life) -> None:
         """The worker's own timers should have ended the attempt: it is silent, so we answer."""

@@ -1,0 +1,438 @@
+"""The router's desk for the cache: looks before a provider is called, keeps what was answered, shares calls.
+
+Most requests leave at once: either nothing of theirs may be kept, or memory has it. Only what is not in memory
+is looked for further, and then for a few milliseconds at most.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.cache.entry import Entry, Form
+from breakwater_gateway.cache.exact import Held
+from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
+from breakwater_gateway.cache.replay import CannotReplay
+from breakwater_gateway.config.model import CachePolicy, Config, Model
+from breakwater_gateway.router.desks.attempts import Ended
+from breakwater_gateway.router.desks.kept import Kept
+from breakwater_gateway.router.desks.shared import Shared
+from breakwater_gateway.router.flights import Flight
+from breakwater_gateway.router.flights import Form as Wanted
+from breakwater_gateway.router.life import Life
+from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.answers import usd
+from breakwater_gateway.runtime.bus import BusError, Message
+from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_gateway.runtime.telemetry import Counter
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
+from breakwater_protocol.commands import Cancel, Finished
+
+JITTER: Final = 0.1
+"""Answers kept at the same moment do not end at the same moment; none is kept longer than was promised."""
+HEADS_MAX: Final = 4_096
+EXACT_ID: Final = "e"
+"""First letter of `breakwater-cache-id` where the request was the same to the byte; its key follows."""
+
+
+class CacheDesk:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        tasks: TaskSet,
+        begin: Callable[[Life], None],
+        stop: Callable[[Life, str], None],
+        ended: Ended,
+        gave_up: Callable[[Life, f.Failure], None],
+        failed: Callable[[Life, f.Failure], None],
+    ) -> None:
+        """`begin` lets a request call providers; `stop` ends its calls; `ended`, `gave_up` and `failed` are
+        the ways in which it leaves: answered, to the next rung, with that failure."""
+        self._context = context
+        self._config = context.config
+        self._tasks = tasks
+        self._ended = ended
+        self._failed = failed
+        self._begin = begin
+        self.kept = Kept(context, tasks=tasks)
+        self._keys = Keys()
+        self._heads: dict[tuple[str, ...], bytes] = {}
+        self._aliases: dict[str, tuple[Model, str]] = {}
+        self._counters: dict[tuple[str, str], Counter] = {}
+        self._saved: dict[str, Counter] = {}
+        self._shared = Shared(
+            context, begin=begin, stop=stop, ended=ended, gave_up=gave_up, landed=self._landed
+        )
+
+    async def open(self) -> None:
+        await self.kept.open()
+
+    def stop(self) -> None:
+        """The router leaves at once."""
+        self._shared.stopping = True
+
+    def on_config(self, config: Config) -> None:
+        before, self._config = self._config, config
+        self._aliases.clear()
+        self._heads.clear()
+        self.kept.on_limits(before.limits, config.limits)
+
+    # ------------------------------------------------------------ before a provider is called
+
+    def look(self, life: Life) -> None:
+        """A request was admitted: it is answered, waits for another's answer, or begins."""
+        mode = life.options.cache
+        refusal = self._refusal(life)
+        if refusal is not None:
+            self._failed(life, refusal)
+            return
+        key = self._key(life)
+        if not isinstance(key, Key):
+            if mode == "only":
+                self._failed(life, _nothing_kept(key.reason))
+            else:
+                self._begin(life)
+            return
+        life.key = key
+        life.verdict = "miss"
+        if mode != "refresh":
+            held = self.kept.memory.get(key.digest, self._context.clock.wall())
+            if held is not None and self._is_fresh(life, held):
+                self._serve(life, held, "hit")
+                return
+            if mode != "only" and self._follow(life, key):
+                return
+        if mode != "only":
+            self._shared.lead(life, key.digest)
+        if mode == "refresh" or not self.kept.may_be_stored(key.digest):
+            self._not_found(life)
+        else:
+            self._tasks.spawn(self._look_further(life, key))
+
+    def _refusal(self, life: Life) -> f.Failure | None:
+        asked, semantic = life.options.cache_threshold, life.home.cache.semantic
+        if asked is None or semantic is None or semantic.threshold is None:
+            return None
+        if asked < semantic.threshold:
+            return f.InvalidRequest(
+                f"the header {h.CACHE_THRESHOLD} may only raise this model's threshold of"
+                f" {semantic.threshold:g}, not lower it",
+                param=h.CACHE_THRESHOLD,
+            )
+        return None
+
+    def _follow(self, life: Life, key: Key) -> bool:
+        flight = self._shared.flights.to_join(key.digest, Wanted(life.stream, life.usage_wanted))
+        if flight is None:
+            return False
+        self._count("coalesced", "joined")
+        self._shared.join(life, flight)
+        return True
+
+    def _not_found(self, life: Life) -> None:
+        self._count("exact", "miss")
+        if life.options.cache == "only":
+            self._failed(life, _nothing_kept("miss"))
+        else:
+            self._shared.take_off(life)
+
+    async def _look_further(self, life: Life, key: Key) -> None:
+        """In the bucket that all routers share."""
+        held = await self.kept.read(key.digest, tenant=life.tenant, api=life.api)
+        if isinstance(held, str):
+            self._count("exact", f"skipped_{held}")
+        if life.over:
+            return
+        if not isinstance(held, Held) or not self._is_fresh(life, held):
+            self._not_found(life)
+            return
+        for each in (life, *self._shared.call_off(life)):
+            self._serve(each, held, "hit")
+
+    # ------------------------------------------------------------ keys
+
+    def _key(self, life: Life) -> Key | NotCached:
+        policy = life.home.cache
+        if life.options.cache == "off":
+            return NotCached("off")
+        if not policy.exact_s and policy.semantic is None:
+            return NotCached("not_configured")
+        if not policy.sampled and _is_sampled(life):
+            return NotCached("sampled")
+        scope = self._scope(life, policy)
+        if not scope:
+            return NotCached(f"no_{policy.scope}")
+        key = self._keys.of(self._head(life, scope), life.body, api=life.api)
+        if isinstance(key, Key) and key.sampled and not policy.sampled:
+            return NotCached("sampled")
+        return key
+
+    def _scope(self, life: Life, policy: CachePolicy) -> str:
+        """Empty when the request does not say whose it is."""
+        match policy.scope:
+            case "tenant":
+                return "tenant"
+            case "user":
+                asked = life.asked
+                in_body = asked.user if isinstance(asked, ChatRequest | EmbeddingsRequest) else ""
+                user = life.options.user or in_body
+                return f"user:{user}" if user else ""
+            case "key":
+                return ""
+
+    def _head(self, life: Life, scope: str) -> bytes:
+        place: tuple[str, ...] = (
+            *(life.tenant, scope, life.api),
+            *(life.asked.model, life.options.cache_namespace),
+        )
+        if life.native_headers:
+            place = (*place, *(f"{k}:{v}" for k, v in sorted(life.native_headers.items())))
+        found = self._heads.get(place)
+        if found is None:
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            found = self._heads[place] = head_of(
+                tenant=life.tenant,
+                scope=scope,
+                api=life.api,
+                model=life.asked.model,
+                points_to=self._points_to(life.home),
+                namespace=life.options.cache_namespace,
+                native=life.native_headers,
+            )
+        return found
+
+    def _points_to(self, model: Model) -> str:
+        """The alias's own revision: another deployment behind the name makes other answers. A change to
+        another model leaves this one's answers alone."""
+        known = self._aliases.get(model.name)
+        if known is None or known[0] is not model:
+            what = [
+                (d.provider, d.model, d.wire, d.base_url, [(k, str(v)) for k, v in d.params])
+                for d in model.deployments
+            ]
+            digest = hashlib.blake2b(msgspec.json.encode(what), digest_size=16).hexdigest()
+            known = self._aliases[model.name] = (model, digest)
+        return known[1]
+
+    def _is_fresh(self, life: Life, held: Held) -> bool:
+        wall = self._context.clock.wall()
+        ttl_s = life.options.cache_ttl_s
+        return wall < held.fresh_until and (ttl_s is None or wall - held.entry.stored_at < ttl_s)
+
+    # ------------------------------------------------------------ giving an answer again
+
+    def _serve(
+        self, life: Life, held: Held, verdict: str, extra: Mapping[str, str] | None = None
+    ) -> bool:
+        """False when the entry has no such form: then nothing was done."""
+        clock, entry = self._context.clock, held.entry
+        try:
+            template = held.template(stream=life.stream, usage=life.usage_wanted)
+        except CannotReplay as error:
+            self._context.log.warning("cache_not_replayed", error=str(error))
+            self._count("exact", "unreplayable")
+            self._not_found(life)
+            return False
+        wall = clock.wall()
+        body = template.filled(clock.new_id(""), int(wall))
+        life.verdict = verdict
+        life.saved_nano_usd = entry.cost_nano_usd
+        notes = life.notes
+        if entry.deployment:
+            notes[h.DEPLOYMENT] = entry.deployment
+        if entry.dropped:
+            notes[h.DROPPED_PARAMS] = entry.dropped
+        notes[h.CACHE_ID] = EXACT_ID + entry.digest
+        notes[h.CACHE_AGE] = str(max(0, int(wall - entry.stored_at)))
+        if extra:
+            notes.update(extra)
+        facts = life.facts(life.rung)
+        facts[h.COST_USD] = usd(0)
+        facts[h.OVERHEAD_MS] = f"{life.overhead_ms(clock.now()):.2f}"
+        try:
+            bus = self._context.bus
+            if life.stream:
+                bus.publish(life.reply, body, headers={h.SEQ: "0", **facts})
+                bus.publish(life.reply, headers={h.SEQ: "1", h.END: "ok", **facts})
+            else:
+                bus.publish(life.reply, body, headers=facts)
+        except BusError as error:
+            self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
+        self._count("exact", verdict)
+        self._save(verdict, entry.cost_nano_usd)
+        self._ended(life, None)
+        return True
+
+    # ------------------------------------------------------------ keeping an answer
+
+    def _landed(
+        self, life: Life, flight: Flight[Life], reply: Finished, waiting: list[Life], /
+    ) -> None:
+        """A call that was led here was answered in full."""
+        entry = self._entry(life, flight, reply)
+        if isinstance(entry, str):
+            self._count("store", entry)
+            for other in waiting:
+                self._on_its_own(other)
+            return
+        self._count("store", "kept")
+        self.kept.keep(entry)
+        held = Held(entry, 0)
+        for other in waiting:
+            other.flight = None
+            self._serve(other, held, "coalesced")
+
+    def _on_its_own(self, life: Life) -> None:
+        life.flight, life.verdict = None, "miss"
+        self._begin(life)
+
+    def _entry(self, life: Life, flight: Flight[Life], reply: Finished) -> Entry | str:
+        """What is to be kept, or a word for why nothing is."""
+        key, end, policy = life.key, flight.end, life.home.cache
+        if key is None or end is None:
+            return "no_key"
+        if not flight.whole:
+            return "too_large"
+        if flight.broken or flight.seam:
+            return "partial"
+        if life.rung != "primary" or life.model is not life.home or life.notes:
+            return "degraded"
+        form: Form = "lines" if life.stream else "body"
+        lines = [line for said in flight.said for line in said.data.split(b"\n") if line]
+        usage_line = b""
+        if life.stream and life.api == "chat" and lines and entries.is_usage_line(lines[-1]):
+            usage_line = lines.pop()
+        payload = b"\n".join(lines) if life.stream else end.data
+        why = entries.unfit(life.api, form, payload)
+        if why:
+            return why
+        clock = self._context.clock
+        fresh_s = life.options.cache_ttl_s or policy.exact_s
+        if policy.semantic is not None and life.options.cache_ttl_s is None:
+            fresh_s = max(fresh_s, policy.semantic.ttl_s)
+        fresh_s *= 1 - JITTER * clock.draw()
+        first = flight.said[0].headers
+        return Entry(
+            tenant=life.tenant,
+            api=life.api,
+            model=life.asked.model,
+            digest=key.digest,
+            partition=key.partition,
+            form=form,
+            payload=payload,
+            stored_at=clock.wall(),
+            fresh_s=fresh_s,
+            kept_s=fresh_s + policy.stale_if_error_s,
+            usage_line=usage_line,
+            usage=reply.usage,
+            cost_nano_usd=reply.cost_nano_usd,
+            deployment=life.deployment,
+            dropped=first.get(h.DROPPED_PARAMS, ""),
+        )
+
+    # ------------------------------------------------------------ a rung of the ladder
+
+    def rung(self, life: Life, kind: str, nothing: Callable[[], None]) -> None:
+        """Nothing else answers: what is kept, fresh for the rung `cache`, or past its time for `stale`."""
+        key = life.key
+        if key is None:
+            nothing()
+            return
+        held = self.kept.memory.get(key.digest, self._context.clock.wall())
+        if held is not None or not self.kept.may_be_stored(key.digest):
+            self._from_rung(life, kind, held, nothing)
+        else:
+            self._tasks.spawn(self._look_for_rung(life, key, kind, nothing))
+
+    async def _look_for_rung(
+        self, life: Life, key: Key, kind: str, nothing: Callable[[], None]
+    ) -> None:
+        held = await self.kept.read(key.digest, tenant=life.tenant, api=life.api)
+        if not life.over:
+            self._from_rung(life, kind, held if isinstance(held, Held) else None, nothing)
+
+    def _from_rung(
+        self, life: Life, kind: str, held: Held | None, nothing: Callable[[], None]
+    ) -> None:
+        fresh = held is not None and self._is_fresh(life, held)
+        if held is None or (kind == "cache" and not fresh) or life.options.cache == "refresh":
+            nothing()
+            return
+        try:
+            held.template(stream=life.stream, usage=life.usage_wanted)
+        except CannotReplay:
+            nothing()
+            return
+        self._serve(life, held, "hit" if fresh else "stale")
+
+    # ------------------------------------------------------------ the end of a request
+
+    def ended(self, life: Life, reply: Finished | None, failure: f.Failure | None) -> None:
+        """The life is over. Its followers, if it led, are seen to."""
+        if life.flight is not None:
+            if life.verdict == "coalesced" and life.saved_nano_usd is not None:
+                self._save("coalesced", life.saved_nano_usd)
+            self._shared.ended(life, reply, failure)
+
+    def cancel(self, life: Life, cancel: Cancel) -> bool:
+        """The caller left. False: the life shares nothing, and ends like any other."""
+        return self._shared.cancel(life, cancel.reason)
+
+    def on_changed(self, message: Message) -> None:
+        """Somebody found an answer to be wrong, or removed some."""
+        try:
+            changed = self._context.subjects.cache.decode(message.data)
+        except msgspec.MsgspecError as error:
+            self._context.log.warning("bad_event", subject=message.subject, error=str(error))
+            return
+        if changed.verdict not in {"false_hit", "stale", "purged"}:
+            return
+        if changed.digest or changed.query:
+            self.kept.forget(changed.digest, changed.query)
+        elif changed.verdict == "purged":
+            self.kept.memory.forget_all(tenant=changed.tenant or None, model=changed.model or None)
+            self.kept.measure()
+
+    # ------------------------------------------------------------ counting
+
+    def _count(self, kind: str, result: str) -> None:
+        counter = self._counters.get((kind, result))
+        if counter is None:
+            counter = self._counters[kind, result] = self._context.metrics.counter(
+                "breakwater_cache_lookups_total", kind=kind, result=result
+            )
+        counter.add()
+
+    def _save(self, by: str, nano: int | None) -> None:
+        if not nano:
+            return
+        counter = self._saved.get(by)
+        if counter is None:
+            counter = self._saved[by] = self._context.metrics.counter(
+                "breakwater_cost_saved_usd_total", by=by
+            )
+        counter.add(nano / 1e9)
+
+
+def _is_sampled(life: Life) -> bool:
+    """Without reading the whole body: it does not ask for temperature 0."""
+    asked = life.asked
+    match asked:
+        case ChatRequest():
+            return asked.temperature is None or asked.temperature > 0
+        case EmbeddingsRequest():
+            return False
+        case _:
+            return b'"temperature"' not in life.body
+
+
+def _nothing_kept(reason: str) -> f.NotCached:
+    return f.NotCached(
+        f"no answer to this is kept ({reason}), and {h.CACHE}: only asks for nothing else"
+    )

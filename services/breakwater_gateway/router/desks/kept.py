@@ -1,0 +1,139 @@
+"""The answers that are kept: in this router's memory, and for all routers in the bucket `bw_cache`.
+
+Reading the bucket has a time limit, and everything that goes wrong with it is a miss: the cache never costs a
+request more than that. A router that is alone reads it only for what it knows to be there.
+"""
+
+import asyncio
+import math
+from typing import Final
+
+from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.cache.entry import Entry
+from breakwater_gateway.cache.exact import Exact, Held
+from breakwater_gateway.config.model import Limits
+from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.bus import BusError, Store
+from breakwater_gateway.runtime.tasks import TaskSet
+
+BUCKET: Final = "bw_cache"
+READ_S: Final = 0.025
+"""An answer from the bucket that takes longer is a miss."""
+WRITES_MAX: Final = 64
+"""Answers on their way to the bucket; more are kept in memory only."""
+KNOWN_MAX: Final = 200_000
+PEER_S: Final = 30.0
+"""After the last heartbeat of another router, what it wrote is still looked for."""
+
+
+class Kept:
+    def __init__(self, context: Context, *, tasks: TaskSet) -> None:
+        self._context = context
+        self._tasks = tasks
+        limits = context.config.limits
+        self.memory = Exact(limits.cache_bytes)
+        self._store: Store | None = None
+        self._writing = 0
+        self._known: set[str] | None = None
+        """Digests in the bucket, as far as this router can tell alone; None: it cannot."""
+        self._poisoned = 0
+        self._bytes = context.metrics.gauge("breakwater_cache_bytes")
+
+    async def open(self) -> None:
+        await self._open(self._context.config.limits)
+
+    async def _open(self, limits: Limits) -> None:
+        try:
+            store = await self._context.bus.store(
+                BUCKET, max_bytes=limits.cache_store_bytes, evicts=True
+            )
+            self._store = store
+            keys = await store.keys()
+            self._known = set(keys) if len(keys) <= KNOWN_MAX else None
+        except BusError as error:
+            # Without it every router has what it keeps itself.
+            self._context.log.warning("cache_bucket_unavailable", error=str(error))
+
+    def on_limits(self, before: Limits, now: Limits) -> None:
+        self.memory.resize(now.cache_bytes)
+        self.measure()
+        if before.cache_store_bytes != now.cache_store_bytes:
+            self._tasks.spawn(self._open(now))
+
+    def peer_seen(self) -> None:
+        """Another router lives: it may have written anything."""
+        self._known = None
+
+    def may_be_stored(self, digest: str) -> bool:
+        """Whether the bucket is worth asking."""
+        return self._store is not None and (self._known is None or digest in self._known)
+
+    # ------------------------------------------------------------ reading
+
+    async def read(
+        self, digest: str, *, tenant: str, api: str, partition: str = ""
+    ) -> Held | entries.Poison | None:
+        """From the bucket into memory; None for a miss, a word for what was there and is not to be served."""
+        if self._store is None:
+            return None
+        try:
+            async with asyncio.timeout(READ_S):
+                stored = await self._store.get(digest)
+        except (TimeoutError, BusError) as error:
+            self._context.log.debug("cache_not_read", error=repr(error))
+            return None
+        if stored is None or stored.value is None:
+            if self._known is not None:
+                self._known.discard(digest)
+            return None
+        entry = entries.read(
+            stored.value, digest=digest, tenant=tenant, api=api, partition=partition
+        )
+        if not isinstance(entry, Entry):
+            self._context.log.warning("cache_entry_skipped", reason=entry, key=digest[:16])
+            return entry
+        if self._context.clock.wall() >= entry.stored_at + entry.kept_s:
+            return None
+        held = self.memory.put(entry)
+        self.measure()
+        return held if held is not None else Held(entry, 0)
+
+    # ------------------------------------------------------------ writing
+
+    def keep(self, entry: Entry) -> None:
+        self.memory.put(entry)
+        self.measure()
+        if self._store is not None and self._writing < WRITES_MAX:
+            self._writing += 1
+            self._tasks.spawn(self._write(self._store, entry))
+
+    async def _write(self, store: Store, entry: Entry) -> None:
+        try:
+            ttl_s = max(1, math.ceil(entry.kept_s))
+            await store.put(entry.digest, entries.encode(entry), ttl_s=ttl_s)
+            if self._known is not None:
+                self._known.add(entry.digest)
+                if len(self._known) > KNOWN_MAX:
+                    self._known = None
+        except BusError as error:
+            self._context.log.debug("cache_not_written", error=repr(error))
+        finally:
+            self._writing -= 1
+
+    def forget(self, *digests: str) -> None:
+        """In memory; whoever says that they are gone has seen to the bucket."""
+        for digest in digests:
+            self.memory.forget(digest)
+        self.measure()
+
+    async def delete(self, digest: str) -> None:
+        """Everywhere but in other routers' memory."""
+        self.forget(digest)
+        if self._store is not None:
+            try:
+                await self._store.delete(digest)
+            except BusError as error:
+                self._context.log.warning("cache_not_deleted", error=repr(error))
+
+    def measure(self) -> None:
+        self._bytes.set(self.memory.bytes)

@@ -1,0 +1,193 @@
+"""Flights: calls in the air that more than one request waits for.
+
+One request leads: its attempt is made, and a copy of what the worker says comes in here. The others follow:
+each gets the same messages from the first on, however late it came. What was said is kept for latecomers up to
+a bound; beyond it nobody can join any more, and who follows already goes on.
+
+A flight knows what was said and who follows, not how to send. When its leader fails before anything was said,
+one of the followers leads in its place.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Generic, TypeVar
+
+from msgspec import Struct
+
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+
+T = TypeVar("T")
+LEADERS_MAX: Final = 2
+"""Leaders whose plans may find nobody to answer before all that wait are told so."""
+
+
+class Said(Struct, frozen=True):
+    """One message of the answer, as it went to the leader's caller."""
+
+    data: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def ends(self) -> bool:
+        return h.END in self.headers or h.SEQ not in self.headers
+
+
+class Form(Struct, frozen=True):
+    """How the caller wants its answer: only who wants it alike can be given the same messages."""
+
+    stream: bool
+    usage: bool
+
+
+class Flight(Generic[T]):
+    __slots__ = (
+        "_attempt",
+        "_room",
+        "broken",
+        "digest",
+        "end",
+        "followers",
+        "form",
+        "heard",
+        "leader",
+        "leaders",
+        "said",
+        "seam",
+        "whole",
+    )
+
+    def __init__(self, digest: str, form: Form, leader: T, *, bytes_max: int) -> None:
+        self.digest = digest
+        self.form = form
+        self.leader = leader
+        self.leaders = 1
+        self.followers: list[T] = []
+        self.said: list[Said] = []
+        """From the first on; empty again once it is more than may be kept."""
+        self.whole = True
+        """`said` is all that was said."""
+        self.heard = 0
+        """Messages of the stream, its end included."""
+        self.end: Said | None = None
+        self.broken = False
+        """A message is missing: what came is no answer."""
+        self.seam = False
+        """Another deployment went on where the first was cut."""
+        self._room = bytes_max
+        self._attempt = ""
+
+    @property
+    def began(self) -> bool:
+        return bool(self._attempt)
+
+    @property
+    def joinable(self) -> bool:
+        return self.whole and self.end is None and not self.broken
+
+    def hear(self, data: bytes, headers: Mapping[str, str]) -> Said | None:
+        """The next message of the answer; None for one of an attempt that was given up."""
+        if self.end is not None or self.broken:
+            return None
+        attempt = headers.get(h.ATTEMPT, "1")
+        number = headers.get(h.SEQ)
+        if not self._attempt:
+            if number not in {None, "0"}:
+                self.broken = True
+                return None
+            self._attempt = attempt
+        elif attempt != self._attempt:
+            if h.SEAM not in headers:
+                return None
+            self.seam = True
+            self._attempt = attempt
+        said = Said(data, headers)
+        self.heard += 1
+        if said.ends:
+            self.end = said
+        if self.whole:
+            self._room -= len(data) + 256
+            if self._room < 0:
+                self.whole = False
+                self.said.clear()
+            else:
+                self.said.append(said)
+        return said
+
+    def leave(self, follower: T) -> bool:
+        """False when it did not follow."""
+        if follower not in self.followers:
+            return False
+        self.followers.remove(follower)
+        return True
+
+    def succeed(self, failure: f.Failure | None) -> T | None:
+        """The leader failed and nothing was said: who leads now. None: nobody does, and all are told why.
+
+        What speaks of the request itself would be said to each of them; what speaks of the leader alone
+        (its caller, deadline or budget) says nothing about the next.
+        """
+        if not self.followers or self.began:
+            return None
+        if failure is not None and isinstance(failure, _OF_THE_REQUEST):
+            return None
+        if failure is not None and not isinstance(failure, _OF_THE_LEADER):
+            if self.leaders >= LEADERS_MAX:
+                return None
+            self.leaders += 1
+        self.broken = False
+        self.leader = self.followers.pop(0)
+        return self.leader
+
+
+_OF_THE_REQUEST: Final = (
+    f.InvalidRequest,
+    f.ContextLength,
+    f.ContentFiltered,
+    f.PayloadTooLarge,
+    f.RequestOverLimit,
+    f.UnknownModel,
+    f.ModelNotFound,
+)
+_OF_THE_LEADER: Final = (
+    f.Cancelled,
+    f.TotalTimeout,
+    f.BudgetExhausted,
+    f.BudgetContended,
+    f.CallerForbidden,
+    f.CallerUnauthenticated,
+    f.Internal,
+)
+
+
+class Flights(Generic[T]):
+    """Those in the air, by digest and form."""
+
+    __slots__ = ("_flights",)
+
+    def __init__(self) -> None:
+        self._flights: dict[str, list[Flight[T]]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(flights) for flights in self._flights.values())
+
+    def add(self, flight: Flight[T]) -> None:
+        self._flights.setdefault(flight.digest, []).append(flight)
+
+    def remove(self, flight: Flight[T]) -> None:
+        flights = self._flights.get(flight.digest)
+        if flights is not None and flight in flights:
+            flights.remove(flight)
+            if not flights:
+                del self._flights[flight.digest]
+
+    def to_join(self, digest: str, form: Form) -> Flight[T] | None:
+        """One that says the same in the same form; else, for who wants a whole answer, a stream's end."""
+        flights = self._flights.get(digest)
+        if flights is None:
+            return None
+        for flight in flights:
+            if flight.form == form and flight.joinable:
+                return flight
+        if form.stream:
+            return None
+        return next((flight for flight in flights if flight.joinable), None)

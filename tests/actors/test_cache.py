@@ -1,0 +1,524 @@
+"""The cache at work: real routers and workers, and a provider that counts its calls."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from tests.actors.stage import ANSWER, Call, Caller, Gateway, config, delta, stage
+from tests.virtual_time import VirtualTimeLoop
+
+from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung
+from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.memory_bus import MemoryStore
+from breakwater_gateway.runtime.metrics import render
+from breakwater_protocol.commands import Cancel
+from breakwater_protocol.subjects import Subjects
+
+pytestmark = pytest.mark.anyio
+
+POLICY = CachePolicy()
+PRICE = Price(input=150, output=600)
+COLD: dict[str, Any] = {"temperature": 0}
+"""Not sampled: what the cache keeps unless a model's configuration says more."""
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+def cached(
+    cache: CachePolicy = POLICY, *, limits: Limits | None = None, ladder: tuple[Rung, ...] = ()
+) -> Config:
+    settings = config("a", price=PRICE, limits=limits)
+    model = msgspec.structs.replace(settings.models["m"], cache=cache, ladder=ladder)
+    return msgspec.structs.replace(settings, models={"m": model})
+
+
+async def answered(
+    gateway: Gateway,
+    body: bytes = ANSWER,
+    *,
+    tenant: str = "t",
+    headers: dict[str, str] | None = None,
+    temperature: float = 0,
+) -> Message:
+    """A request that calls the provider."""
+    caller = gateway.ask(tenant=tenant, headers=headers, temperature=temperature)
+    (await gateway.provider.next_call()).reply(200, body)
+    reply = await caller.reply()
+    await asyncio.sleep(0.1)
+    return reply
+
+
+def says(message: Message) -> str:
+    text: str = json.loads(message.data)["choices"][0]["message"]["content"]
+    return text
+
+
+def said(messages: list[Message]) -> str:
+    lines = [line for m in messages for line in m.data.split(b"\n") if line]
+    return "".join(
+        choice["delta"].get("content", "")
+        for line in lines
+        for choice in json.loads(line)["choices"]
+    )
+
+
+async def whole(caller: Caller) -> list[Message]:
+    """A stream up to its end."""
+    found = [await caller.reply()]
+    while "breakwater-end" not in found[-1].headers:
+        found.append(await caller.reply())
+    return found
+
+
+def stream(call: Call, *words: str) -> None:
+    call.start()
+    for word in words:
+        call.send(delta(word))
+    call.send(delta("", "stop"), b"data: [DONE]\n\n")
+    call.end()
+
+
+async def test_the_same_request_is_answered_without_a_call_and_says_so() -> None:
+    async with stage(cached()) as gateway:
+        first = await answered(gateway)
+        assert first.headers["breakwater-cache"] == "miss"
+        second = await gateway.ask(
+            messages=[{"content": "hello", "role": "user"}], temperature=0.0
+        ).reply()
+        assert says(second) == "hi"
+        assert json.loads(second.data)["id"] != "c1"
+        facts = {k.removeprefix("breakwater-"): v for k, v in second.headers.items()}
+        assert facts["cache"] == "hit"
+        assert facts["rung"] == "primary"
+        assert facts["deployment"] == "a"
+        assert facts["cost-usd"] == "0.000000000"
+        assert facts["attempts"] == "0"
+        assert facts["request-id"] == "r2"
+        assert facts["cache-age"] == "0"
+        assert facts["cache-id"].startswith("e")
+        assert gateway.provider.seen == ["a"]
+        await asyncio.sleep(0.1)
+        miss, hit = gateway.requests
+        assert (miss.cache, miss.cost_nano_usd, miss.cost_saved_nano_usd) == ("miss", 1050, None)
+        assert (hit.cache, hit.cost_nano_usd, hit.cost_saved_nano_usd) == ("hit", 0, 1050)
+        assert hit.outcome == "ok"
+
+
+async def test_what_is_sampled_is_neither_kept_nor_shared_unless_the_model_says_so() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(), gateway.ask(temperature=0.7), gateway.ask()]
+        for caller in callers:
+            (await gateway.provider.next_call()).reply(200, ANSWER)
+            assert (await caller.reply()).headers["breakwater-cache"] == "bypass"
+    async with stage(cached(CachePolicy(sampled=True))) as gateway:
+        await answered(gateway, temperature=0.7)
+        again = await gateway.ask(temperature=0.7).reply()
+        assert again.headers["breakwater-cache"] == "hit"
+
+
+async def test_nothing_is_kept_for_a_model_whose_cache_is_off() -> None:
+    async with stage(cached(CachePolicy(exact_s=0))) as gateway:
+        for _ in range(2):
+            assert (await answered(gateway)).headers["breakwater-cache"] == "bypass"
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_one_entry_serves_streams_and_whole_answers(usage: bool) -> None:
+    async with stage(cached()) as gateway:
+        caller = gateway.ask(stream=True, **COLD)
+        stream(await gateway.provider.next_call(), "Hel", "lo")
+        first = await whole(caller)
+        await asyncio.sleep(0.1)
+        options = {"include_usage": usage}
+        again = await whole(gateway.ask(stream=True, stream_options=options, **COLD))
+        assert said(again) == said(first) == "Hello"
+        assert [m.headers["breakwater-seq"] for m in again] == ["0", "1"]
+        assert again[-1].headers["breakwater-cache"] == "hit"
+        assert says(await gateway.ask(**COLD).reply()) == "Hello"
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_a_whole_answer_is_streamed_with_usage_when_asked() -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        options = {"include_usage": True}
+        replies = await whole(gateway.ask(stream=True, stream_options=options, **COLD))
+        assert said(replies) == "hi"
+        last = json.loads(replies[0].data.split(b"\n")[-1])
+        assert last["usage"]["prompt_tokens"] == 3
+        assert last["choices"] == []
+        plain = await whole(gateway.ask(stream=True, **COLD))
+        assert b"prompt_tokens" not in plain[0].data
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "length"},
+        {
+            "message": {"role": "assistant", "content": None, "refusal": "no"},
+            "finish_reason": "stop",
+        },
+        {
+            "message": {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                ],
+            },
+            "finish_reason": "tool_calls",
+        },
+        {"message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"},
+    ],
+)
+async def test_an_answer_that_is_not_complete_is_not_kept(choice: dict[str, Any]) -> None:
+    async with stage(cached()) as gateway:
+        body = json.dumps({"id": "c", "choices": [{"index": 0, **choice}]}).encode()
+        await answered(gateway, body)
+        await answered(gateway)
+        assert len(gateway.provider.seen) == 2
+
+
+async def test_an_answer_beyond_the_bound_is_passed_on_and_not_kept() -> None:
+    async with stage(cached(limits=Limits(cache_answer_bytes=2_000))) as gateway:
+        body = ANSWER.replace(b'"hi"', b'"' + b"x" * 5_000 + b'"')
+        for _ in range(2):
+            assert len(says(await answered(gateway, body))) == 5_000
+        assert gateway.provider.seen == ["a", "a"]
+
+
+async def test_entries_end_with_their_time_and_a_caller_may_want_a_shorter_one() -> None:
+    async with stage(cached(CachePolicy(exact_s=100))) as gateway:
+        await answered(gateway)
+        shorter = {"breakwater-cache-ttl": "1ms"}
+        clock = gateway.wall
+        clock.add(50)
+        assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+        caller = gateway.ask(headers=shorter, **COLD)
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+        clock.add(101)
+        await answered(gateway)
+        assert gateway.provider.seen == ["a", "a", "a"]
+
+
+async def test_a_caller_may_pass_the_cache_by_or_renew_what_it_has_or_want_nothing_else() -> None:
+    async with stage(cached()) as gateway:
+        only = {"breakwater-cache": "only"}
+        refused = await gateway.ask(headers=only, **COLD).error()
+        assert (refused["status"], refused["code"]) == (504, "not_cached")
+        await answered(gateway)
+        assert says(await gateway.ask(headers=only, **COLD).reply()) == "hi"
+        caller = gateway.ask(headers={"breakwater-cache": "off"}, **COLD)
+        (await gateway.provider.next_call()).reply(200, ANSWER.replace(b"hi", b"off"))
+        assert (await caller.reply()).headers["breakwater-cache"] == "bypass"
+        assert says(await gateway.ask(**COLD).reply()) == "hi"
+        await answered(
+            gateway, ANSWER.replace(b"hi", b"new"), headers={"breakwater-cache": "refresh"}
+        )
+        assert says(await gateway.ask(**COLD).reply()) == "new"
+
+
+async def test_tenants_users_and_namespaces_share_nothing() -> None:
+    async with stage(cached(CachePolicy(scope="user"))) as gateway:
+        for tenant, headers in (
+            ("t", {"breakwater-user": "ann"}),
+            ("t", {"breakwater-user": "bob"}),
+            ("other", {"breakwater-user": "ann"}),
+            ("t", {"breakwater-user": "ann", "breakwater-cache-namespace": "n"}),
+        ):
+            reply = await answered(gateway, tenant=tenant, headers=headers)
+            assert reply.headers["breakwater-cache"] == "miss"
+        nobody = await answered(gateway)
+        assert nobody.headers["breakwater-cache"] == "bypass"
+        ann = await gateway.ask(headers={"breakwater-user": "ann"}, **COLD).reply()
+        assert ann.headers["breakwater-cache"] == "hit"
+        assert len(gateway.provider.seen) == 5
+
+
+async def test_embeddings_are_kept_and_never_streamed() -> None:
+    async with stage(cached()) as gateway:
+        body = json.dumps(
+            {"data": [{"index": 0, "embedding": [0.5], "object": "embedding"}]}
+        ).encode()
+        caller = gateway.ask(api="embeddings", input="x")
+        (await gateway.provider.next_call()).reply(200, body)
+        await caller.reply()
+        await asyncio.sleep(0.1)
+        again = await gateway.ask(api="embeddings", input=["x"]).reply()
+        assert json.loads(again.data)["data"][0]["embedding"] == [0.5]
+        assert again.headers["breakwater-cache"] == "hit"
+
+
+# ---------------------------------------------------------------- what other routers wrote
+
+
+async def test_a_router_that_starts_again_finds_what_was_kept() -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        await asyncio.sleep(1)
+        gateway.kill("router")
+        await gateway.add("router-2")
+        again = await gateway.ask(**COLD).reply()
+        assert again.headers["breakwater-cache"] == "hit"
+        assert gateway.provider.seen == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tenant": "evil"}, "tenant"),
+        ({"digest": "0" * 64}, "digest"),
+        ({"api": "messages"}, "api"),
+        ({"version": 99}, "version"),
+        ({"fresh_s": float("nan")}, "times"),
+        ({"kept_s": -1.0}, "times"),
+        (None, "unreadable"),
+    ],
+)
+async def test_a_poisoned_entry_is_skipped_with_a_reason(
+    change: dict[str, Any] | None, reason: str
+) -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        await asyncio.sleep(1)
+        store = await gateway.bus.store("bw_cache", max_bytes=2**28, evicts=True)
+        (digest,) = await store.keys()
+        stored = await store.get(digest)
+        assert stored is not None
+        assert stored.value is not None
+        entry = entries.read(stored.value, digest=digest, tenant="t", api="chat")
+        assert isinstance(entry, entries.Entry)
+        bad = b"\xc1 no entry"
+        if change is not None:
+            bad = entries.encode(msgspec.structs.replace(entry, **change))
+        await store.put(digest, bad)
+        gateway.kill("router")
+        await gateway.add("router-2")
+        caller = gateway.ask(**COLD)
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+        text = render([gateway.metrics.snapshot()]).decode()
+        assert f'result="skipped_{reason}"' in text
+
+
+async def test_a_bucket_that_does_not_answer_is_a_miss_within_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with stage(cached()) as gateway:
+        await gateway.add("router-2")  # somebody else may have written: the bucket is asked
+        await asyncio.sleep(1)
+
+        async def slow(self: MemoryStore, key: str) -> None:
+            await asyncio.sleep(10)
+
+        monkeypatch.setattr(MemoryStore, "get", slow)
+        began = asyncio.get_running_loop().time()
+        caller = gateway.ask(**COLD)
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+        assert asyncio.get_running_loop().time() - began < 0.05
+
+
+# ---------------------------------------------------------------- shared calls
+
+
+async def test_a_hundred_requests_at_once_are_one_call_and_a_hundred_whole_streams() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(60)]
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await callers[59].reply()
+        callers += [gateway.ask(stream=True, **COLD) for _ in range(40)]
+        await asyncio.sleep(0.01)
+        call.send(delta("lo"), delta("", "stop"), b"data: [DONE]\n\n")
+        call.end()
+        await asyncio.sleep(1)
+        assert gateway.provider.seen == ["a"]
+        for number, caller in enumerate(callers):
+            assert said(caller.all) == "Hello"
+            end = caller.all[-1].headers
+            assert end["breakwater-end"] == "ok"
+            assert end["breakwater-request-id"] == f"r{number + 1}"
+            assert end["breakwater-cache"] == ("coalesced" if number else "miss")
+            numbers = [m.headers["breakwater-seq"] for m in caller.all]
+            assert numbers == [str(n) for n in range(len(numbers))]
+        assert len(gateway.requests) == 100
+        assert sum(r.cost_nano_usd or 0 for r in gateway.requests[1:]) == 0
+        assert {r.outcome for r in gateway.requests} == {"ok"}
+
+
+async def test_the_call_goes_on_when_its_leader_leaves_and_others_wait() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(100)]
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await callers[99].reply()
+        cancel(gateway, "r1")
+        await asyncio.sleep(0.1)
+        call.send(delta("lo"), delta("", "stop"), b"data: [DONE]\n\n")
+        call.end()
+        await asyncio.sleep(1)
+        assert [said(c.all) for c in callers[1:]] == ["Hello"] * 99
+        assert all(c.all[-1].headers["breakwater-end"] == "ok" for c in callers[1:])
+        assert gateway.provider.seen == ["a"]
+        by_id = {r.request: r.outcome for r in gateway.requests}
+        assert by_id.pop("r1") == "cancelled"
+        assert set(by_id.values()) == {"ok"}
+
+
+async def test_the_call_ends_when_nobody_waits_any_more() -> None:
+    async with stage(cached()) as gateway:
+        for _ in range(3):
+            gateway.ask(stream=True, **COLD)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await asyncio.sleep(0.1)
+        for request in ("r1", "r3"):
+            cancel(gateway, request)
+        await asyncio.sleep(0.1)
+        assert not call.answer.closed.is_set()
+        cancel(gateway, "r2")
+        async with asyncio.timeout(0.2):
+            await call.answer.closed.wait()
+        await asyncio.sleep(0.1)
+        assert {r.outcome for r in gateway.requests} == {"cancelled"}
+        assert len(gateway.requests) == 3
+
+
+async def test_a_leader_that_nobody_follows_is_cancelled_as_ever() -> None:
+    async with stage(cached()) as gateway:
+        gateway.ask(**COLD)
+        call = await gateway.provider.next_call()
+        cancel(gateway, "r1")
+        async with asyncio.timeout(0.2):
+            await call.aborted.wait()
+        await asyncio.sleep(0.1)
+        assert [r.outcome for r in gateway.requests] == ["cancelled"]
+
+
+async def test_a_follower_leads_when_the_leader_s_time_is_up_before_anything_was_said() -> None:
+    async with stage(cached()) as gateway:
+        first = gateway.ask(headers={"breakwater-timeout": "1s"}, **COLD)
+        others = [gateway.ask(**COLD) for _ in range(5)]
+        await gateway.provider.next_call()
+        assert (await first.error())["code"] == "timeout"
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        replies = [await caller.reply() for caller in others]
+        assert [says(reply) for reply in replies] == ["hi"] * 5
+        assert [r.headers["breakwater-cache"] for r in replies] == ["miss"] + ["coalesced"] * 4
+
+
+async def test_what_is_wrong_with_the_request_is_told_to_all_that_asked_it() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(**COLD) for _ in range(5)]
+        call = await gateway.provider.next_call()
+        call.reply(400, b'{"error":{"message":"bad","code":"x","type":"invalid_request_error"}}')
+        assert [(await caller.error())["code"] for caller in callers] == ["invalid_request"] * 5
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_providers_that_are_down_are_not_asked_once_for_each_that_waits() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(**COLD) for _ in range(50)]
+
+        async def refuse() -> None:
+            while True:
+                (await gateway.provider.next_call()).reply(500, b"{}")
+
+        refusing = asyncio.ensure_future(refuse())
+        for caller in callers:
+            await caller.error()
+        refusing.cancel()
+        assert len(gateway.provider.seen) <= 2 * 3
+
+
+async def test_a_worker_s_death_before_the_first_byte_costs_no_follower_its_answer() -> None:
+    async with stage(cached(), workers=2) as gateway:
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(10)]
+        await gateway.provider.next_call()
+        (holder,) = [
+            name
+            for name in ("worker", "worker-2")
+            if any(actor.load().in_flight for actor in gateway.supervisors[name].actors)
+        ]
+        gateway.kill(holder)
+        stream(await gateway.provider.next_call(), "Hel", "lo")
+        for caller in callers:
+            assert said(await whole(caller)) == "Hello"
+
+
+async def test_a_cut_stream_ends_as_partial_for_all_and_is_not_kept() -> None:
+    async with stage(cached()) as gateway:
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(3)]
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await callers[2].reply()
+        call.cut()
+        await asyncio.sleep(1)
+        for caller in callers:
+            assert caller.all[-1].headers["breakwater-end"] == "partial"
+        await answered(gateway)
+        assert gateway.provider.seen == ["a", "a"]
+
+
+async def test_a_follower_s_own_deadline_holds() -> None:
+    async with stage(cached()) as gateway:
+        gateway.ask(**COLD)
+        hurried = gateway.ask(headers={"breakwater-timeout": "1s"}, **COLD)
+        call = await gateway.provider.next_call()
+        assert (await hurried.error())["code"] == "timeout"
+        call.reply(200, ANSWER)
+        await asyncio.sleep(0.1)
+        assert {r.request: r.outcome for r in gateway.requests} == {"r1": "ok", "r2": "timeout"}
+
+
+async def test_who_wants_a_whole_answer_waits_for_the_end_of_a_stream() -> None:
+    async with stage(cached()) as gateway:
+        streaming = gateway.ask(stream=True, **COLD)
+        call = await gateway.provider.next_call()
+        waiting = gateway.ask(**COLD)
+        stream(call, "Hel", "lo")
+        assert said(await whole(streaming)) == "Hello"
+        reply = await waiting.reply()
+        assert says(reply) == "Hello"
+        assert reply.headers["breakwater-cache"] == "coalesced"
+        assert gateway.provider.seen == ["a"]
+
+
+# ---------------------------------------------------------------- stale
+
+
+async def test_what_is_past_its_time_is_served_only_when_nothing_else_answers() -> None:
+    ladder = (Rung("cache"), Rung("stale"))
+    async with stage(
+        cached(CachePolicy(exact_s=60, stale_if_error_s=3_600), ladder=ladder)
+    ) as gateway:
+        await answered(gateway)
+        gateway.wall.add(100)
+        await answered(gateway, ANSWER.replace(b"hi", b"fresh"))
+        gateway.wall.add(100)
+        caller = gateway.ask(**COLD)
+        for _ in range(3):
+            (await gateway.provider.next_call()).reply(500, b"{}")
+        reply = await caller.reply()
+        assert says(reply) == "fresh"
+        assert reply.headers["breakwater-cache"] == "stale"
+        assert reply.headers["breakwater-rung"] == "stale"
+        await asyncio.sleep(0.1)
+        assert (gateway.requests[-1].cache, gateway.requests[-1].rung) == ("stale", "stale")
+
+
+def cancel(gateway: Gateway, request: str) -> None:
+    subject = Subjects().cancel
+    gateway.bus.publish(subject.at(request), subject.encode(Cancel(request)))
