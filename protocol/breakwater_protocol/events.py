@@ -38,6 +38,18 @@ class BreakerChanged(Struct, frozen=True):
     at: float
 
 
+class RateLimits(Struct, frozen=True, omit_defaults=True):
+    """What a provider said of its limits with an answer; None: not said. Resets are seconds from then on."""
+
+    requests: int | None = None
+    """The whole limit of a window."""
+    requests_left: int | None = None
+    requests_reset_s: float | None = None
+    tokens: int | None = None
+    tokens_left: int | None = None
+    tokens_reset_s: float | None = None
+
+
 class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     """One provider call. `outcome` in the subject: `ok`, `partial`, `cancelled`, or the failure's kind."""
 
@@ -74,6 +86,8 @@ class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     message: str = ""
     in_stall: bool = False
     """Timed out while the worker's own event loop was stalled: says nothing about the target."""
+    limits: RateLimits | None = None
+    """Where a strategy wants to know them."""
 
 
 class Decision(Struct, frozen=True, omit_defaults=True):
@@ -88,6 +102,8 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     epoch: int = 0
     wait_ms: float = 0.0
+    score: float | None = None
+    """The strategy's, smaller is better: calls in flight by size, ms, nano-USD, or the part of a rate used."""
 
 
 class RequestFinished(Struct, frozen=True, omit_defaults=True):

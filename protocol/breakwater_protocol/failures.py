@@ -142,7 +142,13 @@ class MalformedAnswer(_Failure, frozen=True, omit_defaults=True, tag="malformed_
 
 
 class MalformedToolCall(_Failure, frozen=True, omit_defaults=True, tag="malformed_tool_call"):
-    """The model wrote tool arguments that do not parse."""
+    """The model wrote tool arguments that do not parse. What it wrote is content: it goes into no event."""
+
+    tool: str = ""
+    fault: str = ""
+    """What the parser says."""
+    written: str = ""
+    """The arguments, bounded."""
 
 
 class BudgetExhausted(_Wait, frozen=True, omit_defaults=True, tag="budget_exhausted"):

@@ -19,6 +19,8 @@ TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
 PRIORITY: Final = "breakwater-priority"
 LADDER: Final = "breakwater-ladder"
 REQUEST_ID: Final = "breakwater-request-id"
+KEY: Final = "breakwater-key"
+"""The virtual key of a caller on NATS; over HTTP any header that SDKs send a key in."""
 
 # What every answer says. `breakwater-cache` is both: asked as a mode, answered as a verdict.
 MODEL: Final = "breakwater-model"
@@ -83,6 +85,7 @@ REQUEST_HEADERS: Final = frozenset(
         PRIORITY,
         LADDER,
         REQUEST_ID,
+        KEY,
     }
 )
 """Every `breakwater-` header a request may carry, besides `breakwater-property-<name>`."""

@@ -193,3 +193,56 @@ async def test_what_is_filtered_is_an_error_where_the_model_says_so() -> None:
         caller = gateway.ask()
         await told(gateway, (400, FILTERED))
         assert (await caller.error())["code"] == "content_filter"
+
+
+def call_of(arguments: str) -> bytes:
+    function = {"name": "f", "arguments": arguments}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "function": function}],
+    }
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+async def test_a_tool_call_with_one_reading_is_repaired_on_the_way() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (200, call_of("{'a': 1,}")))
+        reply = await caller.reply()
+        assert reply.headers["breakwater-repaired"] == "tool_call"
+        (choice,) = json.loads(reply.data)["choices"]
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
+
+
+async def test_a_spoilt_tool_call_is_asked_for_again_once_with_what_was_wrong() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        _, second = await told(gateway, (200, call_of('{"a": x}')), (200, call_of('{"a":1}')))
+        reply = await caller.reply()
+        assert "breakwater-repaired" not in reply.headers
+        assert reply.headers["breakwater-attempts"] == "2"
+        assert gateway.provider.seen == ["a", "a"]
+        assert '{"a": x}' in second["messages"][-1]["content"]
+        await asyncio.sleep(0.1)
+        (event,) = gateway.requests
+        assert ("mend", "reask") in [(d.step, d.reason) for d in event.decisions]
+        assert '"a": x' not in repr((gateway.requests, gateway.attempts))
+
+
+async def test_a_call_spoilt_twice_goes_to_the_next_deployment() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        await told(gateway, *[(200, call_of('{"a": x}'))] * 2, (200, ANSWER))
+        assert (await caller.reply()).data == ANSWER
+        assert gateway.provider.seen == ["a", "a", "b"]
+
+
+async def test_a_call_that_stays_spoilt_is_an_error_within_the_envelope() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        await told(gateway, *[(200, call_of('{"a": x}'))] * 3)
+        found = await caller.error()
+        assert (found["status"], found["code"]) == (502, "malformed_tool_call")
+        assert gateway.provider.seen == ["a", "a", "b"]

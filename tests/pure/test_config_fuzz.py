@@ -169,6 +169,23 @@ DEPLOYMENTS = st.fixed_dictionaries(
 PROSE = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=20
 ).filter(str.strip)
+_FEW = st.lists(MODEL_NAMES, min_size=1, max_size=2)
+ROUTES = st.fixed_dictionaries(
+    {
+        "when": st.fixed_dictionaries(
+            {},
+            optional={
+                "user": _FEW,
+                "priority": st.sampled_from(["batch", "critical"]),
+                "property": st.dictionaries(st.just("a.b"), _FEW, min_size=1),
+                "stream": st.booleans(),
+                "tokens_above": st.integers(0, 100),
+                "tokens_below": st.integers(102, 10**9),
+            },
+        ),
+        "region": st.sampled_from(["eu", "property.region"]),
+    }
+)
 FILES = st.fixed_dictionaries(
     {
         "models": st.dictionaries(
@@ -176,7 +193,8 @@ FILES = st.fixed_dictionaries(
             st.fixed_dictionaries(
                 {"deployments": st.lists(DEPLOYMENTS, min_size=1, max_size=3)},
                 optional={
-                    "strategy": st.sampled_from(["simple-shuffle", "least-busy"]),
+                    "strategy": st.sampled_from(["simple-shuffle", "cost", "usage"]),
+                    "routes": st.lists(ROUTES, max_size=1),
                     "timeouts": st.fixed_dictionaries({}, optional={"total": DURATIONS}),
                     "retry": st.fixed_dictionaries(
                         {}, optional={"budget": st.floats(0, 1), "attempts": st.integers(1, 100)}

@@ -264,22 +264,22 @@ FILE_MISTAKES = [
         "breakwater.yaml:4: models.a.cache.semantic.threshold: expected a number from 0 to 1, or certified",
     ),
     (
-        f"models:\n  a:\n    strategy: cost\n    {D}",
+        f"models:\n  a:\n    strategy: costs\n    {D}",
         (
-            "breakwater.yaml:3: models.a.strategy: the strategy cost is not served by this version;"
-            " expected one of simple-shuffle, least-busy"
+            "breakwater.yaml:3: models.a.strategy: expected one of simple-shuffle, least-busy,"
+            ' latency, cost, usage, priority, not "costs"; did you mean "cost"?'
         ),
     ),
     (
         f"models:\n  a:\n    strategy: least-bussy\n    {D}",
         (
             "breakwater.yaml:3: models.a.strategy: expected one of simple-shuffle, least-busy,"
-            ' not "least-bussy"; did you mean "least-busy"?'
+            ' latency, cost, usage, priority, not "least-bussy"; did you mean "least-busy"?'
         ),
     ),
     (
-        f"models: {{a: {{{D}}}}}\nauth:\n  mode: keys",
-        "breakwater.yaml:3: auth.mode: the mode keys is not served by this version; expected open",
+        f"models: {{a: {{{D}}}}}\nauth:\n  mode: key",
+        'breakwater.yaml:3: auth.mode: expected one of open, keys, not "key"; did you mean "keys"?',
     ),
     (
         f"models: {{a: {{{D}}}}}\ntelemetry: {{record_content: false}}",

@@ -27,6 +27,23 @@ FULL: dict[str, Any] = {
     "models": {
         "a": {
             "strategy": "least-busy",
+            "routes": [
+                {
+                    "when": {
+                        "user": "u",
+                        "org": ["o", "p"],
+                        "feature": "search",
+                        "property": {"tier": ["free", "trial"]},
+                        "priority": ["batch"],
+                        "stream": False,
+                        "tokens_above": 10,
+                        "tokens_below": 1000,
+                    },
+                    "deployments": ["x"],
+                    "region": "eu",
+                },
+                {"when": {"priority": "critical"}, "region": "property.region"},
+            ],
             "unsupported_params": "refuse",
             "deployments": [
                 {
@@ -44,6 +61,7 @@ FULL: dict[str, Any] = {
                     "params": {"account": "acme"},
                     "context_window": 10,
                     "max_output": 5,
+                    "capabilities": ["vision", "tools", "json", "audio"],
                     "price": {"input": 0.035, "output": 2},
                     "headers": {"x-y": "z"},
                     "http2": True,

@@ -7,17 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakwater_gateway.config.model import Deployment, StrategyName
+from breakwater_gateway.config.model import Deployment, Price, StrategyName
+from breakwater_gateway.pricing.cost import Band, ModelPrice, Rates, of_config
 from breakwater_gateway.router.strategies import (
     STRATEGIES,
+    Ask,
     Dropped,
     Group,
-    Need,
+    Ranked,
     Reason,
     Strategy,
+    cost,
     filter_targets,
+    latency,
     least_busy,
+    priority,
     simple_shuffle,
+    usage,
 )
 from breakwater_protocol.events import BreakerState
 
@@ -29,8 +35,8 @@ def deployment(
     order: int = 0,
     max_in_flight: int | None = None,
     pool: str = "",
-    context_window: int | None = None,
-    max_output: int | None = None,
+    rpm: int | None = None,
+    price: Price | None = None,
 ) -> Deployment:
     return Deployment(
         id=id_,
@@ -42,8 +48,8 @@ def deployment(
         order=order,
         max_in_flight=max_in_flight,
         pool=pool,
-        context_window=context_window,
-        max_output=max_output,
+        rpm=rpm,
+        price=price,
     )
 
 
@@ -56,13 +62,28 @@ class Loads:
         *,
         pools: tuple[str, ...] = ("",),
         states: dict[str, tuple[BreakerState, float]] | None = None,
+        latencies: dict[str, float] | None = None,
+        uses: dict[str, float] | None = None,
     ) -> None:
         self._in_flight = in_flight or {}
+        self._latencies = latencies or {}
+        self._uses = uses or {}
         self._pools = pools
         self._states = states or {}
 
     def in_flight(self, target: str) -> int:
         return self._in_flight.get(target, 0)
+
+    def latency_ms(self, target: str, *, stream: bool) -> float | None:
+        ms = self._latencies.get(target)
+        return ms if ms is None or stream else 10 * ms
+
+    def used(self, deployment: Deployment) -> float | None:
+        return self._uses.get(deployment.id)
+
+    def price(self, deployment: Deployment, ask: Ask) -> ModelPrice | None:
+        assert ask is not None
+        return None if deployment.price is None else of_config(deployment.price)
 
     def serves(self, pool: str) -> bool:
         return pool in self._pools
@@ -74,11 +95,14 @@ class Loads:
         return self._states.get(target, ("closed", 0.0))[1]
 
 
-def ids(targets: tuple[Deployment, ...]) -> str:
-    return " ".join(t.id for t in targets)
+def ids(ranked: tuple[Ranked, ...]) -> str:
+    return " ".join(each.deployment.id for each in ranked)
 
 
 IDLE = Loads()
+ASK = Ask("m", "m", stream=True, input_tokens=100, output_tokens=10)
+SHARED = {name: each for name, each in STRATEGIES.items() if name != "priority"}
+"""Those in which idle targets share by weight."""
 TARGETS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 3), st.none() | st.integers(1, 9)), max_size=12
 ).map(
@@ -94,11 +118,13 @@ TARGETS = st.lists(
 def test_every_strategy_returns_a_permutation_with_lower_orders_first(
     strategy: Strategy, targets: list[Deployment], seed: int, loads: list[int]
 ) -> None:
-    view = Loads({f"d{i}": load for i, load in enumerate(loads)})
-    found = strategy(targets, view, Random(seed).random)
+    names = {f"d{i}": load for i, load in enumerate(loads)}
+    measured = {name: float(load) for name, load in names.items() if load % 3}
+    view = Loads(names, latencies=measured, uses=measured)
+    found = [each.deployment for each in strategy(targets, view, Random(seed).random, ASK)]
     assert sorted(t.id for t in found) == sorted(t.id for t in targets)
     weighted = [t for t in found if t.weight > 0]
-    assert found[: len(weighted)] == tuple(weighted)
+    assert found[: len(weighted)] == weighted
     assert [t.order for t in weighted] == sorted(t.order for t in weighted)
     spare = found[len(weighted) :]
     assert [t.order for t in spare] == sorted(t.order for t in spare)
@@ -113,11 +139,11 @@ def chi_square(counts: Counter[str], weights: dict[str, int], rounds: int) -> fl
 WEIGHTS = {"a": 1, "b": 2, "c": 7}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES.keys())
+@pytest.mark.parametrize("strategy", SHARED.values(), ids=SHARED.keys())
 def test_weights_are_respected_among_idle_targets(strategy: Strategy) -> None:
     targets = [deployment(id_, weight=weight) for id_, weight in WEIGHTS.items()]
     draw, rounds = Random(7).random, 20_000
-    firsts = Counter(strategy(targets, IDLE, draw)[0].id for _ in range(rounds))
+    firsts = Counter(strategy(targets, IDLE, draw, ASK)[0].deployment.id for _ in range(rounds))
     # Two degrees of freedom: beyond 13.8 once in a thousand seeds.
     assert chi_square(firsts, WEIGHTS, rounds) < 13.8
 
@@ -126,7 +152,7 @@ def test_the_second_is_drawn_by_weight_among_the_rest() -> None:
     targets = [deployment(id_, weight=weight) for id_, weight in WEIGHTS.items()]
     draw = Random(8).random
     orders = [simple_shuffle(targets, IDLE, draw) for _ in range(20_000)]
-    after_c = Counter(order[1].id for order in orders if order[0].id == "c")
+    after_c = Counter(order[1].deployment.id for order in orders if order[0].deployment.id == "c")
     assert chi_square(after_c, {"a": 1, "b": 2}, after_c.total()) < 10.8
 
 
@@ -160,15 +186,13 @@ def test_where_nothing_else_is_left_a_full_target_is_one_to_wait_for() -> None:
     targets = [deployment("full", max_in_flight=2), deployment("away", pool="eu")]
     view = Loads({"full": 2})
     found = filter_targets(targets, breakers=view, load=view, not_before={}, now=0.0, now_wall=0.0)
-    assert ids(found.usable) == "full"
+    assert [d.id for d in found.usable] == ["full"]
     assert [d.reason for d in found.dropped] == [Reason.no_worker]
 
 
 def test_each_dropped_target_says_why_and_until_when() -> None:
     targets = [
         deployment("fine"),
-        deployment("small", context_window=100),
-        deployment("terse", max_output=10),
         deployment("away", pool="eu"),
         deployment("broken"),
         deployment("worse"),
@@ -193,14 +217,11 @@ def test_each_dropped_target_says_why_and_until_when() -> None:
         not_before={"throttled": 57.0, "half-throttled": 51.0, "fine": 49.0},
         now=50.0,
         now_wall=1_000.0,
-        need=Need(input_tokens=90, output_tokens=20),
     )
-    assert ids(found.usable) == "fine"
-    assert ids(found.half_open) == "half"
+    assert [d.id for d in found.usable] == ["fine"]
+    assert [d.id for d in found.half_open] == ["half"]
     by_id = {t.id: t for t in targets}
     assert list(found.dropped) == [
-        Dropped(by_id["small"], Reason.context_window),
-        Dropped(by_id["terse"], Reason.max_output),
         Dropped(by_id["away"], Reason.no_worker),
         Dropped(by_id["broken"], Reason.breaker_open, 4.0),
         Dropped(by_id["worse"], Reason.breaker_open, 90.0),
@@ -250,21 +271,139 @@ def test_filtering_loses_nothing(targets: list[Deployment], seed: int) -> None:
 
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=6),
-    st.sampled_from(["simple-shuffle", "least-busy"]),
+    st.sampled_from(list(STRATEGIES)),
     st.integers(0, 2**32),
 )
 def test_a_group_chooses_only_what_the_whole_order_could_begin_with(
     shapes: list[tuple[int, int]], strategy: StrategyName, seed: int
 ) -> None:
-    targets = [deployment(f"t{i}", weight=w, order=o) for i, (w, o) in enumerate(shapes)]
-    loads = Loads({t.id: i % 3 for i, t in enumerate(targets)})
-    chosen = Group(targets).first(strategy, loads, Random(seed).random)
-    possible = {STRATEGIES[strategy](targets, loads, Random(s).random)[0].id for s in range(200)}
-    assert chosen.id in possible
+    targets = [
+        deployment(f"t{i}", weight=w, order=o, price=None if i % 3 == 2 else Price(w, o))
+        for i, (w, o) in enumerate(shapes)
+    ]
+    loads = Loads(
+        {t.id: i % 3 for i, t in enumerate(targets)},
+        latencies={t.id: 5.0 + i % 2 for i, t in enumerate(targets) if i % 4},
+        uses={t.id: i % 2 / 2 for i, t in enumerate(targets)},
+    )
+    chosen = Group(targets).first(strategy, loads, Random(seed).random, ASK)
+    possible = {STRATEGIES[strategy](targets, loads, Random(s).random, ASK)[0] for s in range(200)}
+    assert chosen in possible
 
 
-def test_a_group_draws_its_first_by_weight() -> None:
+@pytest.mark.parametrize("strategy", list(SHARED))
+def test_a_group_draws_its_first_by_weight(strategy: StrategyName) -> None:
     group = Group([deployment("a", weight=1), deployment("b", weight=3)])
     draw = Random(7).random
-    drawn = [group.first("simple-shuffle", Loads(), draw).id for _ in range(4000)]
+    drawn = [group.first(strategy, IDLE, draw, ASK).deployment.id for _ in range(4000)]
     assert 0.72 < drawn.count("b") / len(drawn) < 0.78
+
+
+def test_priority_keeps_to_the_heaviest_of_the_lowest_order() -> None:
+    targets = [
+        deployment("far", order=1, weight=9),
+        deployment("light", weight=1),
+        deployment("heavy", weight=2),
+        deployment("spare", weight=0),
+    ]
+    for seed in range(20):
+        assert ids(priority(targets, IDLE, Random(seed).random)) == "heavy light far spare"
+        assert Group(targets).first("priority", IDLE, Random(seed).random).deployment.id == "heavy"
+    twins = Group([deployment("a"), deployment("b")])
+    draw = Random(3).random
+    drawn = [twins.first("priority", IDLE, draw).deployment.id for _ in range(1000)]
+    assert 400 < drawn.count("a") < 600
+
+
+@pytest.mark.parametrize(
+    ("latencies", "in_flight", "order"),
+    [
+        ({"a": 100.0, "b": 300.0}, {}, "a b"),
+        ({"a": 100.0, "b": 300.0}, {"a": 1}, "a b"),
+        ({"a": 100.0, "b": 300.0}, {"a": 3}, "b a"),  # 400 against 300
+        ({"a": 100.0}, {}, "b a"),  # nobody measured b: it is tried …
+        ({"a": 100.0}, {"b": 2}, "a b"),  # … but not by everybody at once
+        ({}, {"a": 1}, "b a"),
+    ],
+)
+def test_the_quicker_of_two_is_first_counting_what_is_under_way(
+    latencies: dict[str, float], in_flight: dict[str, int], order: str
+) -> None:
+    view = Loads(in_flight, latencies=latencies)
+    for seed in range(20):
+        found = latency([deployment("a"), deployment("b")], view, Random(seed).random, ASK)
+        assert ids(found) == order
+        assert found[0].score is not None
+        assert found[1].score is not None
+        assert found[0].score <= found[1].score
+
+
+def test_the_slowest_of_many_is_never_the_quicker_of_two() -> None:
+    targets = [deployment(f"t{i}") for i in range(5)]
+    view = Loads(latencies={t.id: 10.0 * (i + 1) for i, t in enumerate(targets)})
+    group, draw = Group(targets), Random(5).random
+    firsts = Counter(group.first("latency", view, draw, ASK).deployment.id for _ in range(10_000))
+    assert firsts["t4"] == 0
+    # 4 of the 10 pairs hold t0, 3 more t1, and so on.
+    assert chi_square(firsts, {"t0": 4, "t1": 3, "t2": 2, "t3": 1}, 10_000) < 16.3
+
+
+def test_the_two_are_drawn_by_weight_without_putting_the_first_back() -> None:
+    targets = [deployment(id_, weight=weight) for id_, weight in WEIGHTS.items()]
+    view = Loads(latencies={"a": 1.0, "b": 2.0, "c": 3.0})
+    group, draw, rounds = Group(targets), Random(11).random, 20_000
+    firsts = Counter(group.first("latency", view, draw, ASK).deployment.id for _ in range(rounds))
+    # a unless neither draw is a; c never, since the other of two is always quicker.
+    without_a = 0.2 * 7 / 8 + 0.7 * 2 / 3
+    assert firsts["c"] == 0
+    assert abs(firsts["b"] / rounds - without_a) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("ask", "order", "scores"),
+    [
+        (Ask(input_tokens=1000, output_tokens=10), "in out free? ", (2_000.0, 5_050.0, None)),
+        (Ask(input_tokens=10, output_tokens=1000), "out in free? ", (5_050.0, 100_010.0, None)),
+    ],
+)
+def test_what_is_cheapest_depends_on_the_request_and_no_price_is_not_free(
+    ask: Ask, order: str, scores: tuple[float | None, ...]
+) -> None:
+    targets = [
+        deployment("free?"),
+        deployment("in", price=Price(1, 100)),
+        deployment("out", price=Price(5, 5)),
+    ]
+    found = cost(targets, IDLE, Random(1).random, ask)
+    assert ids(found) == order.strip()
+    assert tuple(each.score for each in found) == scores
+    assert Group(targets).first("cost", IDLE, Random(1).random, ask) == found[0]
+
+
+def test_a_group_with_no_price_at_all_still_chooses() -> None:
+    group = Group([deployment("a"), deployment("b")])
+    assert group.first("cost", IDLE, Random(1).random, ASK).score is None
+
+
+def test_a_long_prompt_s_band_decides_what_is_cheapest() -> None:
+    banded = ModelPrice(Rates(1_000_000, 1_000_000), (Band(100, Rates(9_000_000, 9_000_000)),))
+    flat = ModelPrice(Rates(2_000_000, 2_000_000))
+
+    class Banded(Loads):
+        def price(self, deployment: Deployment, ask: Ask) -> ModelPrice | None:
+            del ask
+            return banded if deployment.id == "banded" else flat
+
+    targets = [deployment("banded"), deployment("flat")]
+    draw = Random(1).random
+    assert ids(cost(targets, Banded(), draw, Ask(input_tokens=100))) == "banded flat"
+    assert ids(cost(targets, Banded(), draw, Ask(input_tokens=101))) == "flat banded"
+
+
+def test_the_most_room_under_its_rates_is_first_and_no_known_limit_is_room() -> None:
+    targets = [deployment("a"), deployment("b"), deployment("c")]
+    view = Loads(uses={"a": 0.9, "b": 0.4})
+    found = usage(targets, view, Random(1).random)
+    assert ids(found) == "c b a"
+    assert [each.score for each in found] == [0.0, 0.4, 0.9]
+    assert Group(targets).first("usage", view, Random(1).random).deployment.id == "c"

@@ -166,3 +166,49 @@ def test_a_tool_call_after_the_joint_follows_the_text() -> None:
         going_on, [chunk({"tool_calls": [call]}), chunk({}, "tool_calls"), b"data: [DONE]\n\n"]
     )
     assert any(b'"tool_calls"' in line for line in rest)
+
+
+RESPONSES_HALF: list[dict[str, object]] = [
+    {"type": "response.created", "response": {"id": "resp_1", "model": "x", "created_at": 7}},
+    {
+        "type": "response.output_item.added",
+        "output_index": 0,
+        "item": {"id": "msg_1", "type": "message", "role": "assistant", "content": []},
+    },
+    {
+        "type": "response.content_part.added",
+        "item_id": "msg_1",
+        "output_index": 0,
+        "content_index": 0,
+        "part": {"type": "output_text", "text": ""},
+    },
+    {
+        "type": "response.output_text.delta",
+        "item_id": "msg_1",
+        "output_index": 0,
+        "content_index": 0,
+        "delta": "One, ",
+    },
+]
+
+
+def test_the_second_half_goes_on_under_the_ids_of_the_first() -> None:
+    half = b"\n".join(
+        json.dumps({**event, "sequence_number": n}).encode()
+        for n, event in enumerate(RESPONSES_HALF)
+    )
+    rest = [
+        json.loads(line)
+        for line in lines_of(exchange("responses", "openai", half), SECOND["openai"])
+    ]
+    assert {event["item_id"] for event in rest if "item_id" in event} == {"msg_1"}
+    whole = rest[-1]["response"]
+    assert (rest[-1]["type"], whole["id"]) == ("response.completed", "resp_1")
+    assert [item["id"] for item in whole["output"]] == ["msg_1"]
+    assert whole["output"][0]["content"][0]["text"] == "One, three."
+
+
+def test_an_answer_of_a_given_structure_is_not_gone_on_with() -> None:
+    half = chunk({"content": "{"}).removeprefix(b"data: ").strip()
+    body = {**BODIES["chat"], "response_format": {"type": "json_object"}}
+    assert isinstance(opened("chat", "openai", half, body), f.Failure)

@@ -6,7 +6,7 @@ import pytest
 
 from breakwater_gateway.worker.exchange import NativeChat, Whole
 from breakwater_gateway.worker.wire import neutral
-from breakwater_gateway.worker.wire.tool_calls import of_answer, usable
+from breakwater_gateway.worker.wire.tool_calls import Mended, mend, mend_openai, usable
 from breakwater_protocol import failures as f
 
 
@@ -70,6 +70,53 @@ def test_a_stream_whose_fragments_make_an_object_is_whole() -> None:
 def test_a_neutral_answer_is_judged_alike() -> None:
     call = neutral.ToolCall(id="c", name="f", arguments="nope")
     spoilt = neutral.Answer("openai", candidates=[neutral.Candidate([call], "tool_calls")])
-    assert isinstance(of_answer(spoilt), f.MalformedToolCall)
+    assert isinstance(mend(spoilt), f.MalformedToolCall)
     cut = neutral.Answer("openai", candidates=[neutral.Candidate([call], "length")])
-    assert of_answer(cut) is None
+    assert mend(cut) == Mended(cut)
+
+
+def test_what_has_one_reading_is_repaired_and_said_to_be() -> None:
+    got = exchange().answer(answer("{'a': 1,}", "tool_calls"))
+    assert isinstance(got, Whole)
+    assert got.repaired
+    (choice,) = json.loads(got.body)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0] == {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"a":1}'},
+    }
+
+
+def test_what_is_right_passes_as_it_came() -> None:
+    body = answer('{"a": 1}', "tool_calls")
+    assert exchange().answer(body) == Whole(body, None)
+    assert mend_openai(body) is None
+
+
+def test_of_several_calls_only_the_spoilt_one_is_touched() -> None:
+    tree = json.loads(answer('{"a": 1}', "tool_calls"))
+    calls = tree["choices"][0]["message"]["tool_calls"]
+    calls.append({"id": "d", "type": "function", "function": {"name": "g", "arguments": "{b: 2}"}})
+    got = mend_openai(json.dumps(tree).encode())
+    assert isinstance(got, bytes)
+    calls[1]["function"]["arguments"] = '{"b":2}'
+    assert json.loads(got) == tree
+
+
+def test_a_neutral_answer_is_repaired_alike() -> None:
+    call = neutral.ToolCall(id="c", name="f", arguments="{'a': True}")
+    got = mend(neutral.Answer("openai", candidates=[neutral.Candidate([call], "tool_calls")]))
+    assert isinstance(got, Mended)
+    assert got.repaired
+    (part,) = got.answer.candidates[0].parts
+    assert isinstance(part, neutral.ToolCall)
+    assert part.arguments == '{"a":true}'
+
+
+def test_a_spoilt_call_tells_what_was_written_and_what_is_wrong() -> None:
+    got = exchange().answer(answer('{"a": Zanzibar', "tool_calls"))
+    assert isinstance(got, f.MalformedToolCall)
+    assert (got.tool, got.written) == ("f", '{"a": Zanzibar')
+    assert "JSON is malformed" in got.fault
+    assert "Zanzibar" not in got.message + got.fault

@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "events": ("talk", "events", "Follow what happens on the bus."),
     "doctor": ("doctor", "doctor", "Check this set-up, and say how to mend it."),
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
+    "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }

@@ -99,6 +99,16 @@ def _read(path: str, text: bytes) -> tuple[Stored, Config]:
     return Stored(source=name, text=text.decode("utf-8"), files=beside.read), config
 
 
+def refuse_open(config: Config, listen: Listen) -> None:
+    """Raises `CannotStart` when everybody who reaches the edge could spend the provider keys."""
+    if config.auth.mode == "open" and not listen.loopback and not listen.allow_open:
+        raise CannotStart(
+            f"auth is open, so everybody who reaches {listen.host} could spend your keys: listen on "
+            "127.0.0.1, set `auth: {mode: keys}` in the configuration, or say --allow-open if "
+            "something in front asks for keys"
+        )
+
+
 async def publish_once(nats: str, stored: Stored) -> None:
     """Make it the cluster's configuration. Raises `BusError`."""
     bus = await connect_nats(nats, name=f"config/{os.getpid()}", role="config")
@@ -137,6 +147,8 @@ class _Serving:
         process = self.process
         bus = await self.connect()
         data, revision = await _first_config(bus, process)
+        if "edge" in process.kinds:
+            refuse_open(decode_config(data), process.listen)
         holder = ConfigHolder(
             data, decode_config, log=self.log, metrics=self.metrics, revision=revision
         )

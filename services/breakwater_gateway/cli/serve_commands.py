@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 import click
 
 EXIT_CANNOT_START: Final = 2
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 KINDS: Final = ("edge", "router", "worker", "health", "simulator")
 
 _config = click.option(
@@ -93,7 +92,6 @@ def up(
 ) -> None:
     from breakwater_gateway.cli.up import Up, run_up
 
-    _refuse_open(host, allow_open=allow_open)
     plan = Up(
         config_path=config_path or "",
         host=host,
@@ -159,8 +157,6 @@ def run(
     from breakwater_gateway.cli.process import Process, read_config, serve
     from breakwater_gateway.edge.actor import Listen
 
-    if "edge" in actors:
-        _refuse_open(host, allow_open=allow_open)
     if die_with_parent:
         _die_with_parent()
 
@@ -176,7 +172,7 @@ def run(
             name=f"{'-'.join(dict.fromkeys(actors))}/{socket.gethostname()}-{os.getpid()}",
             config_path=config_path or "",
             config=stored,
-            listen=Listen(host, port, reuse_port),
+            listen=Listen(host, port, reuse_port, allow_open),
             simulator_port=simulator_port,
             pools=pools,
             capacity=capacity,
@@ -218,14 +214,6 @@ def _die_with_parent() -> None:
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-
-
-def _refuse_open(host: str, *, allow_open: bool) -> None:
-    if host not in LOOPBACK and not host.startswith("127.") and not allow_open:
-        raise click.UsageError(
-            f"auth is open, so everybody who reaches {host} could spend your keys: "
-            "listen on 127.0.0.1, or say --allow-open if something in front asks for keys"
-        )
 
 
 def _go(main: Callable[[], Coroutine[None, None, int]]) -> None:

@@ -22,6 +22,7 @@ from breakwater_gateway.cli.process import (
     Process,
     publish_once,
     read_config,
+    refuse_open,
     serve,
 )
 from breakwater_gateway.cli.serve_commands import check_port
@@ -61,9 +62,11 @@ class Up(Struct, frozen=True):
 async def run_up(plan: Up) -> int:
     """The exit code. Everything that can be refused is refused before anything is started."""
     port = plan.port or _free_port()
-    check_port(plan.host, port)
     simulator_port = _free_port()
     stored, config = _configuration(plan, simulator_port)
+    listen = Listen(plan.host, port, allow_open=plan.allow_open)
+    refuse_open(config, listen)
+    check_port(plan.host, port)
     configure_logging(plan.log or config.telemetry.log, config.telemetry.level)
     async with AsyncExitStack() as stack:
         url = plan.nats
@@ -78,7 +81,7 @@ async def run_up(plan: Up) -> int:
             name=f"up/{os.getpid()}",
             config_path=plan.config_path,
             config=stored,
-            listen=Listen(plan.host, port),
+            listen=listen,
             simulator_port=simulator_port,
             bus_only=plan.bus_only,
             drain_s=plan.drain_s,

@@ -662,6 +662,29 @@ class ListOf(Struct, Generic[T], frozen=True):
         }
 
 
+class OneOrMore(Struct, frozen=True):
+    """A text, or a list of them; a tuple either way."""
+
+    item: Text
+    expected: str
+    maximum: int
+
+    def read(self, node: Node, path: Path, report: Report) -> tuple[str, ...] | None:
+        if not isinstance(node, Sequence):
+            one = self.item.read(node, path, report)
+            return None if one is None else (one,)
+        several = ListOf[str](self.item, f"a list of {self.expected}", 1, self.maximum)
+        found = several.read(node, path, report)
+        if found is None or any(each is None for each in found):
+            return None
+        return tuple(each for each in found if each is not None)
+
+    def schema(self) -> JsonSchema:
+        one = self.item.schema()
+        several = {"type": "array", "items": one, "minItems": 1, "maxItems": self.maximum}
+        return {"anyOf": [one, several]}
+
+
 class MapOf(Struct, Generic[T], frozen=True):
     """Names of the user's own, each with a value."""
 

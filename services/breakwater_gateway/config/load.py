@@ -29,6 +29,7 @@ from breakwater_gateway.config.model import (
     BreakerPolicy,
     CachePolicy,
     CacheScope,
+    Capability,
     Config,
     Deployment,
     Embeddings,
@@ -57,6 +58,7 @@ from breakwater_gateway.config.recovery import (
     read_on_context_length,
     read_static_answers,
 )
+from breakwater_gateway.config.routes import check_loops, read_routes
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
@@ -165,15 +167,24 @@ class _Builder:
         self._made: dict[str, int] = {}
         """How often each provider/model has been made an id, so that a repeat need not be searched."""
 
+    @staticmethod
+    def _auth(block: Block) -> Auth:
+        usual = Auth()
+        return Auth(
+            mode=cast("Literal['open', 'keys']", block.get(keys.AUTH_MODE) or usual.mode),
+            nats=cast("Literal['trust', 'key']", block.get(keys.AUTH_NATS) or usual.nats),
+        )
+
     def config(self, root: Block, read_file: ReadFile | None) -> Config:
         providers = root.get(keys.PROVIDERS)
         self._own_hosts(providers or {})
         entries = root.get(keys.MODELS) or {}
         self._claim_ids(entries)
         models = {name: self._model(name, entry) for name, entry in entries.items()}
+        check_loops(models, entries, self._report)
         config = Config(
             models=models,
-            auth=Auth(),
+            auth=self._auth(root.get(keys.AUTH) or _EMPTY),
             telemetry=self._telemetry(root.get(keys.TELEMETRY) or _EMPTY),
             limits=self._limits(root.get(keys.LIMITS) or _EMPTY),
             budgets=read_budgets(root.get(keys.BUDGETS), self._report),
@@ -347,6 +358,7 @@ class _Builder:
             name=name,
             deployments=tuple(deployments),
             strategy=cast("StrategyName", block.get(keys.STRATEGY) or "simple-shuffle"),
+            routes=read_routes(block, (*path, "routes"), deployments, self._report),
             unsupported_params=cast(
                 "Literal['report', 'refuse']", block.get(keys.UNSUPPORTED) or "report"
             ),
@@ -406,6 +418,7 @@ class _Builder:
             tpm=block.get(keys.TPM),
             context_window=context_window,
             max_output=max_output,
+            capabilities=_capabilities(block.get(keys.CAPABILITIES)),
             price=None
             if price is None
             else Price(
@@ -630,6 +643,12 @@ def _semantic(block: Block) -> Semantic:
         margin=_or(block.get(keys.MARGIN), usual.margin),
         shadow=_or(block.get(keys.SHADOW), usual.shadow),
     )
+
+
+def _capabilities(words: tuple[str | None, ...] | None) -> tuple[Capability, ...] | None:
+    if words is None:
+        return None
+    return cast("tuple[Capability, ...]", tuple(dict.fromkeys(w for w in words if w is not None)))
 
 
 def _or(value: T | None, usual: T) -> T:

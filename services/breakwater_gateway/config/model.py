@@ -7,7 +7,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-StrategyName = Literal["simple-shuffle", "least-busy"]
+StrategyName = Literal["simple-shuffle", "least-busy", "latency", "cost", "usage", "priority"]
+Capability = Literal["vision", "audio", "tools", "json"]
+"""What a request may need of a deployment: pictures or sound as input, tools, structured output."""
 Wire = Literal[
     "openai",
     "responses",
@@ -80,6 +82,8 @@ class Deployment(Struct, frozen=True):
     tpm: int | None = None
     context_window: int | None = None
     max_output: int | None = None
+    capabilities: tuple[Capability, ...] | None = None
+    """None: not said, so nothing is held against it."""
     price: Price | None = None
     http2: bool = True
     """Offer HTTP/2 in TLS's ALPN; False keeps to HTTP/1.1."""
@@ -230,12 +234,42 @@ class CachePolicy(Struct, frozen=True):
     otherwise."""
 
 
+class Condition(Struct, frozen=True):
+    """When a route is taken: all of these hold; empty and None ask for nothing."""
+
+    users: tuple[str, ...] = ()
+    """Any of them; `orgs`, `features` and `priorities` alike."""
+    orgs: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    priorities: tuple[str, ...] = ()
+    properties: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """By name, any of the values."""
+    stream: bool | None = None
+    tokens_above: int | None = None
+    """Of input, as estimated."""
+    tokens_below: int | None = None
+
+
+class Route(Struct, frozen=True):
+    """Where requests go that meet the condition: to another logical model, or to some deployments only."""
+
+    when: Condition = Condition()
+    to: str = ""
+    deployments: tuple[str, ...] = ()
+    """Ids; empty: all."""
+    region: str = ""
+    region_property: str = ""
+    """The property of the request that names the region; without it the route is not taken."""
+
+
 class Model(Struct, frozen=True):
     """A logical model: all that an application ever sees. A name ending in `*` is a prefix match."""
 
     name: str
     deployments: tuple[Deployment, ...]
     strategy: StrategyName = "simple-shuffle"
+    routes: tuple[Route, ...] = ()
+    """The first that fits is taken; none fits: all deployments."""
     unsupported_params: Literal["report", "refuse"] = "report"
     """What a provider cannot express is left out and named on the answer, or refused."""
     timeouts: Timeouts = Timeouts()
@@ -252,7 +286,11 @@ class Model(Struct, frozen=True):
 
 
 class Auth(Struct, frozen=True):
-    mode: Literal["open"] = "open"
+    mode: Literal["open", "keys"] = "open"
+    """`keys`: over HTTP nobody is served without a virtual key."""
+    nats: Literal["trust", "key"] = "trust"
+    """Of callers on NATS under `keys`: whom the server lets publish on a tenant's subject is the tenant, or
+    they too must show a key."""
 
 
 class Telemetry(Struct, frozen=True):

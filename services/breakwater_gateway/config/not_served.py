@@ -39,13 +39,6 @@ KEYS: Final[dict[str, dict[str, str]]] = {
 """By section, then key: what to call it."""
 
 VALUES: Final[dict[str, dict[str, str]]] = {
-    "models.*.strategy": {
-        "latency": "the strategy latency",
-        "cost": "the strategy cost",
-        "usage": "the strategy usage",
-        "priority": "the strategy priority",
-    },
-    "auth.mode": {"keys": "the mode keys"},
     "providers.*.wire": {wire: name for wire, name in WIRES.items() if wire not in SERVED_WIRES},
 }
 """By key, then value: what to call it."""

@@ -11,6 +11,7 @@ from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic
 from breakwater_gateway.config.provider import Provider, auth_of
 from breakwater_gateway.config.recovery import show_recovery, show_static_answers
+from breakwater_gateway.config.routes import plain_route
 
 _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -32,7 +33,7 @@ def effective(config: Config) -> Plain:
         data["budgets"] = [plain_budget(each) for each in config.budgets]
     if config.rate_limits:
         data["rate_limits"] = [plain_rate_limit(each) for each in config.rate_limits]
-    data["auth"] = {"mode": config.auth.mode}
+    data["auth"] = {"mode": config.auth.mode, "nats": config.auth.nats}
     data["telemetry"] = {"log": config.telemetry.log, "level": config.telemetry.level}
     limits = config.limits
     data["limits"] = {
@@ -86,6 +87,7 @@ def _model(model: Model) -> Plain:
     cache = model.cache
     return {
         "strategy": model.strategy,
+        **({"routes": [plain_route(each) for each in model.routes]} if model.routes else {}),
         "unsupported_params": model.unsupported_params,
         "deployments": [_deployment(each) for each in model.deployments],
         "timeouts": {
@@ -142,6 +144,7 @@ def _deployment(deployment: Deployment) -> Plain:
         "tpm": deployment.tpm,
         "context_window": deployment.context_window,
         "max_output": deployment.max_output,
+        "capabilities": None if deployment.capabilities is None else list(deployment.capabilities),
         "price": None if deployment.price is None else _price(deployment.price),
         "headers": dict(deployment.headers) or None,
     }

@@ -19,6 +19,7 @@ from breakwater_gateway.config.kinds import (
     MapOf,
     Number,
     NumberOr,
+    OneOrMore,
     Prose,
     Section,
     Setting,
@@ -30,7 +31,15 @@ from breakwater_gateway.config.kinds import (
     UsdPerMillion,
     Whole,
 )
-from breakwater_gateway.config.model import AuthScheme, KeyRef, Limits, QuirkValue, Veto
+from breakwater_gateway.config.model import (
+    AuthScheme,
+    Capability,
+    KeyRef,
+    Limits,
+    QuirkValue,
+    StrategyName,
+    Veto,
+)
 from breakwater_gateway.config.provider import PARAMS
 
 MODELS_MAX: Final = 10_000
@@ -87,6 +96,11 @@ RPM: Final = Key("rpm", Whole(1, 1_000_000_000), "The provider's limit of reques
 TPM: Final = Key("tpm", Whole(1, 1_000_000_000_000), "The provider's limit of tokens a minute.")
 CONTEXT_WINDOW: Final = Key("context_window", Whole(1, _TOKENS_MAX), "Tokens in and out together.")
 MAX_OUTPUT: Final = Key("max_output", Whole(1, _TOKENS_MAX), "Tokens out at most.")
+CAPABILITIES: Final = Key(
+    "capabilities",
+    ListOf[str](Choice(get_args(Capability)), "a list of capabilities", 0, 4),
+    "What requests may need of it: vision, audio, tools, json. Not said: everything is tried.",
+)
 
 SETTINGS: Final[tuple[Key[str | KeyRef], ...]] = tuple(
     Key(name, Setting(param), f"{param.expected[0].upper()}{param.expected[1:]}.")
@@ -122,6 +136,7 @@ DEPLOYMENT: Final = Section(
         SETTINGS_OF,
         CONTEXT_WINDOW,
         MAX_OUTPUT,
+        CAPABILITIES,
         PRICE,
         HEADERS,
         HTTP2,
@@ -132,8 +147,9 @@ DEPLOYMENT: Final = Section(
 
 STRATEGY: Final = Key(
     "strategy",
-    Choice(("simple-shuffle", "least-busy"), not_served.VALUES.get("models.*.strategy", {})),
-    "How the next deployment is chosen; default simple-shuffle.",
+    Choice(get_args(StrategyName)),
+    "How the next deployment is chosen: by weight (simple-shuffle, the default), load (least-busy),"
+    " latency, cost of the request, usage of rpm and tpm, or priority (order, then weight).",
 )
 UNSUPPORTED: Final = Key(
     "unsupported_params",
@@ -306,10 +322,81 @@ CACHE: Final = Key(
     "When an answer may be given again.",
 )
 
+# --- models.*.routes[] --------------------------------------------------------------------------
+
+_ASKED: Final = OneOrMore(Text("a text (printable ASCII)", max_length=512), "texts", 64)
+PROPERTY_NAME: Final = r"[a-z0-9][a-z0-9._-]{0,63}"
+WHEN_USER: Final = Key("user", _ASKED, "Of these users.")
+WHEN_ORG: Final = Key("org", _ASKED, "Of these organisations.")
+WHEN_FEATURE: Final = Key("feature", _ASKED, "Of these features.")
+WHEN_PRIORITY: Final = Key(
+    "priority",
+    OneOrMore(
+        Text("critical, interactive or batch", "critical|interactive|batch", 16, worded=True),
+        "priorities",
+        3,
+    ),
+    "Of these priorities.",
+)
+WHEN_PROPERTY: Final = Key(
+    "property",
+    MapOf[tuple[str, ...]](
+        _ASKED,
+        "properties by name",
+        Text("a property's name of a-z, 0-9 and . _ -", PROPERTY_NAME, 64),
+        1,
+        16,
+    ),
+    "With breakwater-property-NAME of one of these values.",
+)
+WHEN_STREAM: Final = Key("stream", Switch(), "Streamed, or not.")
+TOKENS_ABOVE: Final = Key(
+    "tokens_above", Whole(0, _TOKENS_MAX), "With more input tokens, as estimated."
+)
+TOKENS_BELOW: Final = Key(
+    "tokens_below", Whole(1, _TOKENS_MAX), "With fewer input tokens, as estimated."
+)
+WHEN: Final = Key(
+    "when",
+    Section(
+        "a condition",
+        (
+            WHEN_USER,
+            WHEN_ORG,
+            WHEN_FEATURE,
+            WHEN_PROPERTY,
+            WHEN_PRIORITY,
+            WHEN_STREAM,
+            TOKENS_ABOVE,
+            TOKENS_BELOW,
+        ),
+    ),
+    "All of it must hold; left out, the route takes every request.",
+)
+TO: Final = Key("to", Text("a logical model", max_length=NAME_MAX), "Another logical model.")
+ONLY: Final = Key(
+    "deployments",
+    ListOf[str](
+        Text("an id (printable ASCII)", max_length=NAME_MAX), "a list of ids", 1, DEPLOYMENTS_MAX
+    ),
+    "Only these of the model's own deployments, by id.",
+)
+ONLY_REGION: Final = Key(
+    "region",
+    Text("a region", max_length=128),
+    "Only deployments of this region; property.NAME: of the region that the request's property names.",
+)
+ROUTE: Final = Section("a route", (WHEN, TO, ONLY, ONLY_REGION))
+ROUTES: Final = Key(
+    "routes",
+    ListOf[Block](ROUTE, "a list of routes", 0, 100),
+    "By properties of the request to another model or to some deployments; the first that fits.",
+)
+
 LOGICAL_MODEL: Final = Section(
     "a model",
     (
-        *(STRATEGY, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
+        *(STRATEGY, ROUTES, UNSUPPORTED, DEPLOYMENTS, TIMEOUTS, RETRY, BREAKER),
         *(ON_CONTEXT_LENGTH, ON_CONTENT_FILTER, ON_CUT, HEDGE, LADDER, CACHE),
     ),
     not_served.KEYS.get("models.*", {}),
@@ -489,8 +576,15 @@ RATE_LIMIT: Final = Section("a rate limit", (RATED, REQUESTS, RATE_TOKENS, CONCU
 
 AUTH_MODE: Final = Key(
     "mode",
-    Choice(("open",), not_served.VALUES.get("auth.mode", {})),
-    "Who may ask; open: everyone who reaches the edge.",
+    Choice(("open", "keys")),
+    "Who may ask; open: everyone who reaches the edge (loopback only, unless --allow-open); keys:"
+    " whoever shows a virtual key (`breakwater keys create`). Default open.",
+)
+AUTH_NATS: Final = Key(
+    "nats",
+    Choice(("trust", "key")),
+    "Callers on NATS under `mode: keys`; trust: whom the server's permissions let publish on a"
+    " tenant's subject is that tenant; key: they show a key too. Default trust.",
 )
 LOG: Final = Key("log", Choice(("json", "console")), "The form of the log; default json.")
 LEVEL: Final = Key(
@@ -548,7 +642,7 @@ PROVIDERS: Final = Key(
     ),
     "Hosts of your own, or settings for one of the catalogue.",
 )
-AUTH: Final = Key("auth", Section("auth", (AUTH_MODE,)), "Who may ask.")
+AUTH: Final = Key("auth", Section("auth", (AUTH_MODE, AUTH_NATS)), "Who may ask.")
 TELEMETRY: Final = Key(
     "telemetry",
     Section("telemetry", (LOG, LEVEL), not_served.KEYS.get("telemetry", {})),

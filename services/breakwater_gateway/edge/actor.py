@@ -5,7 +5,7 @@ NATS client may publish, and every reply becomes HTTP.
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 from anyio.abc import TaskGroup
@@ -15,6 +15,7 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.edge import gemini_api
 from breakwater_gateway.edge import openai_api as http
 from breakwater_gateway.edge.framing import Framing, framing
+from breakwater_gateway.identity.claims import opened, presented
 from breakwater_gateway.router.options import read_duration
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import (
@@ -30,12 +31,15 @@ from breakwater_gateway.runtime.http_server import (
     HttpServer,
     Responder,
 )
+from breakwater_gateway.runtime.keyring import Keyring
 from breakwater_gateway.runtime.metrics import CONTENT_TYPE
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import ModelList
 from breakwater_protocol.commands import Cancel
+from breakwater_protocol.keys import KEY_PATTERN, KeyRecord
+from breakwater_protocol.subjects import Subject
 
 _SWEEP_S: Final = 1.0
 _ROUTER_GRACE_S: Final = 3.0
@@ -44,7 +48,7 @@ _ROUTER_GRACE_S: Final = 3.0
 _READY_ASK_S: Final = 1.0
 
 TENANT: Final = "default"
-"""Of every caller while `auth: open`; keys that name a tenant come with identity."""
+"""Of every caller that shows no key while `auth: open`."""
 
 ID_MAX: Final = 128
 
@@ -95,6 +99,23 @@ class Listen(Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 4100
     reuse_port: bool = False
+    allow_open: bool = False
+    """`auth: open` is served beyond loopback too: something in front asks for keys."""
+
+    @property
+    def loopback(self) -> bool:
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+
+class _Caller(Struct, frozen=True):
+    """Whose request it is; `key` is the virtual key shown, empty under `auth: open`."""
+
+    tenant: str
+    key: str = ""
+
+
+_OPEN: Final = _Caller(TENANT)
+_SUBJECTS_KEPT: Final = 4096
 
 
 class Edge(Actor):
@@ -118,19 +139,15 @@ class Edge(Actor):
         self._calls: set[_Call] = set()
         self._tasks = TaskSet(context.log)
         self._inflight = context.metrics.gauge("breakwater_inflight", actor=self.kind)
-        subjects = context.subjects
-        self._subjects = {
-            "chat": subjects.chat.at(TENANT),
-            "embeddings": subjects.embeddings.at(TENANT),
-            "messages": subjects.messages.at(TENANT),
-            "responses": subjects.responses.at(TENANT),
-            "generate": subjects.generate.at(TENANT),
-        }
+        self._keys = Keyring(context.log)
+        self._subjects: dict[tuple[str, str], str] = {}
+        """By API and tenant."""
 
     # ------------------------------------------------------------ life
 
     async def start(self, tasks: TaskGroup) -> None:
         del tasks
+        await self._keys.start(self.context.bus)
         self._server = HttpServer(
             self._serve,
             refuse=self._refuse,
@@ -150,6 +167,7 @@ class Edge(Actor):
         if self._server is not None:
             await self._server.drain(self._longest_s + _ROUTER_GRACE_S)
         await self._tasks.join()
+        await self._keys.close()
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -190,9 +208,10 @@ class Edge(Actor):
             case "POST", path if gemini_api.PATH.match(path):
                 self._gemini(request, responder)
             case "GET" | "HEAD", "/v1/models" | "/models":
-                self._tasks.spawn(self._list_models(responder, ""))
+                self._tasks.spawn(self._list_models(request, responder, ""))
             case "GET" | "HEAD", path if path.startswith("/v1/models/"):
-                self._tasks.spawn(self._list_models(responder, path.removeprefix("/v1/models/")))
+                wanted = path.removeprefix("/v1/models/")
+                self._tasks.spawn(self._list_models(request, responder, wanted))
             case "GET" | "HEAD", "/healthz":
                 responder.respond(200, (http.JSON,), b'{"status":"ok"}')
             case "GET" | "HEAD", "/readyz":
@@ -230,7 +249,13 @@ class Edge(Actor):
         `dialect`: whose errors the client reads, where that is not the `api` that it becomes; `back`
         turns a whole answer into that dialect's.
         """
+        caller = self._caller(request)
+        if not isinstance(caller, _Caller):
+            self._answer_error(responder, caller, dialect or api)
+            return
         headers = http.bus_headers(request.headers, body, longest_s=self._longest_s)
+        if caller.key:
+            headers[h.KEY] = caller.key
         request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
         if len(request_id) > ID_MAX:
             failure = f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")
@@ -250,7 +275,10 @@ class Edge(Actor):
         responder.on_close = partial(self._on_client_gone, call)
         try:
             self.context.bus.publish(
-                self._subjects[api], body, reply=call.inbox.subject, headers=headers
+                self._subject(api, caller.tenant),
+                body,
+                reply=call.inbox.subject,
+                headers=headers,
             )
         except MessageTooLarge as error:
             self._fail(call, f.PayloadTooLarge(f"{error}: send a smaller body"))
@@ -259,6 +287,29 @@ class Edge(Actor):
             self._fail(call, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
             if isinstance(error, BusClosed):
                 raise
+
+    def _caller(self, request: HttpRequest) -> _Caller | f.Failure:
+        """Whose request this is. A key of ours that is shown is looked at in any mode."""
+        in_query = parse_qs(request.query).get("key", [""])[0] if request.query else ""
+        key = presented(request.headers, in_query)
+        if self.config.auth.mode == "open" and not KEY_PATTERN.fullmatch(key):
+            if self._listen.loopback or self._listen.allow_open:
+                return _OPEN
+            return f.CallerForbidden(
+                "auth is open and the edge is reached from other machines: set `auth: {mode: keys}`, "
+                "or start it with --allow-open if something in front asks for keys"
+            )
+        record = opened(self._keys.board, key, self.context.clock.wall())
+        return _Caller(record.tenant, key) if isinstance(record, KeyRecord) else record
+
+    def _subject(self, api: str, tenant: str) -> str:
+        found = self._subjects.get((api, tenant))
+        if found is None:
+            if len(self._subjects) >= _SUBJECTS_KEPT:
+                self._subjects.clear()
+            kind: Subject[msgspec.Raw] = getattr(self.context.subjects, api)
+            found = self._subjects[api, tenant] = kind.at(tenant)
+        return found
 
     def _gemini(self, request: HttpRequest, responder: Responder) -> None:
         """`/v1beta/models/M:generateContent` and its kin."""
@@ -409,10 +460,17 @@ class Edge(Actor):
 
     # ------------------------------------------------------------ small answers
 
-    async def _list_models(self, responder: Responder, wanted: str) -> None:
+    async def _list_models(self, request: HttpRequest, responder: Responder, wanted: str) -> None:
+        caller = self._caller(request)
+        if not isinstance(caller, _Caller):
+            self._answer_error(responder, caller, "chat")
+            return
         try:
             reply = await self.context.bus.ask(
-                self.context.subjects.models.at(TENANT), b"", timeout_s=5.0
+                self.context.subjects.models.at(caller.tenant),
+                b"",
+                headers={h.KEY: caller.key} if caller.key else {},
+                timeout_s=5.0,
             )
         except BusError:
             status, headers, body = http.error_answer(

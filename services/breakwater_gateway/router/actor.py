@@ -15,9 +15,11 @@ from anyio.abc import TaskGroup
 from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Config
+from breakwater_gateway.identity.claims import Claims, held_against, opened, presented
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.cache import CacheDesk
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
+from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
@@ -27,6 +29,7 @@ from breakwater_gateway.router.plan import (
     Plan,
 )
 from breakwater_gateway.router.requests import decode_request
+from breakwater_gateway.router.routing import Routing
 from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Actor, Context, Load
@@ -38,6 +41,7 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
     Watch,
 )
+from breakwater_gateway.runtime.keyring import Keyring
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_protocol import cloudevents
@@ -54,6 +58,7 @@ from breakwater_protocol.commands import (
     Finished,
 )
 from breakwater_protocol.events import BreakerChanged, RequestFinished
+from breakwater_protocol.keys import KEY_PATTERN, KeyRecord, may_ask
 from breakwater_protocol.subjects import BadToken, Subject
 
 _FIRST_WORKER_S: Final = 1.2
@@ -113,6 +118,11 @@ class Router(Actor):
             failed=self._answer_failure,
             kept=self._cache,
         )
+        self._measures = Measures(
+            context, targets=self._targets, tasks=self._tasks, exhausted=self._attempts.throttled
+        )
+        self._routing = Routing(context.config, self._targets.usage)
+        self._keys = Keyring(context.log)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -125,6 +135,7 @@ class Router(Actor):
 
     async def start(self, tasks: TaskGroup) -> None:
         bus, subjects = self.context.bus, self.context.subjects
+        await self._keys.start(bus)
         store = await bus.store("bw_health")
         self._watch = await store.watch(self._on_health_entry)
         self._subscriptions = [
@@ -134,6 +145,7 @@ class Router(Actor):
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
             await bus.subscribe(subjects.cache.any(), self._cache.on_changed),
         ]
+        await self._measures.start(self.config)
         await self._cache.open()
         # A newcomer that shares the queue before it knows a worker would refuse what others can serve.
         with anyio.move_on_after(_FIRST_WORKER_S):
@@ -162,11 +174,13 @@ class Router(Actor):
         for subscription in requests:
             await subscription.drain()
         await self._idle.wait()
+        await self._measures.drain()
         await self._tasks.join()
         for subscription in self._subscriptions[:_VIEWS]:
             await subscription.drain()
         if self._watch is not None:
             await self._watch.close()
+        await self._keys.close()
         await self.context.bus.flush()
 
     async def stop(self) -> None:
@@ -182,6 +196,8 @@ class Router(Actor):
             self._shedding = Shedding(config.limits.in_flight)
         self._cache.on_config(config)
         self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
+        self._routing = Routing(config, self._targets.usage)
+        self._measures.on_config(config)
 
     def load(self) -> Load:
         return Load(
@@ -238,9 +254,53 @@ class Router(Actor):
     # ------------------------------------------------------------ requests in
 
     def _on_models(self, message: Message) -> None:
-        if message.reply:
-            models = ModelList([ModelEntry(name) for name in self.config.models])
-            self._publish(message.reply, msgspec.json.encode(models), {})
+        if not message.reply:
+            return
+        shown = presented(message.headers)
+        names = list(self.config.models)
+        if shown or self.config.auth.nats == "key":
+            record = self._key_of(shown)
+            if not isinstance(record, KeyRecord | None):
+                self._refuse(message.reply, "chat", record, "")
+                return
+            if record is not None:
+                names = [name for name in names if may_ask(record, name)]
+        models = ModelList([ModelEntry(name) for name in names])
+        self._publish(message.reply, msgspec.json.encode(models), {})
+
+    def _key_of(self, shown: str) -> KeyRecord | f.Failure | None:
+        """A key of ours that is shown is looked at in any mode; None: none is needed."""
+        auth = self.config.auth
+        needed = auth.mode == "keys" and auth.nats == "key"
+        if not needed and not KEY_PATTERN.fullmatch(shown):
+            return None
+        return opened(self._keys.board, shown, self.context.clock.wall())
+
+    def _claims(self, shown: str, options: Options, tenant: str, model: str) -> Options | f.Failure:
+        """The request's options with who it may say it is."""
+        record = self._key_of(shown)
+        if record is None:
+            return options
+        if not isinstance(record, KeyRecord):
+            return record
+        claims = held_against(
+            record,
+            tenant=tenant,
+            model=model,
+            user=options.user,
+            org=options.org,
+            feature=options.feature,
+        )
+        if not isinstance(claims, Claims):
+            return claims
+        return msgspec.structs.replace(
+            options,
+            user=claims.user,
+            org=claims.org,
+            feature=claims.feature,
+            key=claims.key,
+            team=claims.team,
+        )
 
     def _on_request(self, subject: Subject[Raw], api: str, message: Message) -> None:
         if not message.reply:
@@ -287,9 +347,25 @@ class Router(Actor):
         asked = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
         if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
             return asked
+        shown = presented(message.headers)
+        if shown or self.config.auth.nats == "key":
+            claimed = self._claims(shown, options, tenant, asked.model)
+            if not isinstance(claimed, Options):
+                return claimed
+            options = claimed
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
+        routed = self._routing.route(
+            model,
+            options=options,
+            stream=not isinstance(asked, EmbeddingsRequest) and bool(asked.stream),
+            asked=asked,
+            body=message.data,
+        )
+        if isinstance(routed, f.InvalidRequest):
+            return routed
+        model = model if routed is None else routed.model
         rungs = narrowed(rungs_of(model.ladder), options.ladder)
         if isinstance(rungs, f.InvalidRequest):
             return rungs
@@ -315,6 +391,7 @@ class Router(Actor):
             ladder=ladder,
             began=now,
         )
+        life.route = routed
         if api == "messages":
             life.native_headers = {
                 name: message.headers[name][:NATIVE_HEADER_MAX]

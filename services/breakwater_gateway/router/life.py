@@ -12,6 +12,8 @@ from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Dispatch, Plan
 from breakwater_gateway.router.release import Rank
+from breakwater_gateway.router.routing import Routed
+from breakwater_gateway.router.strategies import ANY, Ask
 from breakwater_gateway.runtime.bus import Inbox
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -82,6 +84,7 @@ class Life:
         "queued_at",
         "reply",
         "request_id",
+        "route",
         "routed",
         "rung",
         "saved_nano_usd",
@@ -107,9 +110,7 @@ class Life:
         ladder: Ladder,
         began: float,
     ) -> None:
-        self.request_id = request_id
-        self.tenant = tenant
-        self.api = api
+        self.request_id, self.tenant, self.api = request_id, tenant, api
         self.reply = reply
         self.body = body
         self.asked = asked
@@ -160,6 +161,8 @@ class Life:
         self.provider_ms = 0.0
         """Waited for providers and backoff so far: not overhead of ours."""
         self.decisions: list[Decision] = []
+        self.route: Routed | None = None
+        """How it came to the model and its deployments; None: by its name."""
         self.verdict = "bypass"
         """What the answer says of the cache."""
         self.key: Key | None = None
@@ -169,6 +172,14 @@ class Life:
         self.gone = False
         """Its caller has left, and others wait for the answer."""
         self.saved_nano_usd: int | None = None
+
+    @property
+    def ask(self) -> Ask:
+        """What strategies are told of the request, whichever model it has come to."""
+        if self.model is self.home:
+            return ANY if self.route is None else self.route.ask
+        told = ANY if self.route is None else self.route.ask
+        return told._replace(model=self.routed, name=self.model.name, stream=self.stream)
 
     @property
     def usage_wanted(self) -> bool:
@@ -219,10 +230,25 @@ class Life:
         reason: str = "",
         epoch: int = 0,
         wait_ms: float = 0.0,
+        score: float | None = None,
     ) -> None:
         if len(self.decisions) < DECISIONS_MAX:
             at_ms = (now - self.began) * 1000
-            self.decisions.append(Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms))
+            self.decisions.append(
+                Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms, score)
+            )
+
+    def _routing(self) -> list[Decision]:
+        """What was settled before the first call: the routes taken, and whom that left out."""
+        routed = self.route
+        if routed is None:
+            return []
+        routes = [Decision("route", 0.0, reason=way) for way in routed.way[:DECISIONS_MAX]]
+        left_out = [
+            Decision("skip", 0.0, deployment=each.deployment.id, reason=each.reason.value)
+            for each in routed.dropped[:DECISIONS_MAX]
+        ]
+        return routes + left_out
 
     def work(self, call: Call, deployment: Deployment, *, now: float) -> Work:
         """The attempt as the worker is told of it; times are what is left."""
@@ -335,7 +361,7 @@ class Life:
             org=self.options.org,
             feature=self.options.feature,
             properties=self.options.properties,
-            decisions=self.decisions,
+            decisions=self._routing() + self.decisions if self.route else self.decisions,
             config_revision=config_revision,
             traceparent=self.options.traceparent,
         )

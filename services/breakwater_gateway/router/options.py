@@ -39,6 +39,10 @@ class Options(Struct, frozen=True):
     user: str = ""
     org: str = ""
     feature: str = ""
+    key: str = ""
+    """The id of the virtual key that was shown, never the key."""
+    team: str = ""
+    """Only ever of a key."""
     properties: dict[str, str] = {}
     total_s: float | None = None
     first_token_s: float | None = None

@@ -36,6 +36,8 @@ class Candidate(Struct, frozen=True):
     """Half-open: only whoever wins the probe of this epoch may call it."""
     turn: bool = False
     """The request waited for it, and its turn has come."""
+    score: float | None = None
+    """The strategy's; smaller is better."""
 
 
 class Skipped(Struct, frozen=True):

@@ -17,7 +17,7 @@ A value without a clock: `now` is monotonic seconds. Bounded by what the router 
 from collections import deque
 from typing import Final, Literal
 
-from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S
+from breakwater_gateway.worker.provider_limits import RETRY_AFTER_MAX_S
 
 UNTRIED_MAX: Final = 64
 PATIENCE_S: Final = 0.25

@@ -11,12 +11,22 @@ from typing import Final
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.first_tokens import FirstTokens
 from breakwater_gateway.router.plan import Candidate, Skipped
 from breakwater_gateway.router.release import Release
 from breakwater_gateway.router.retry import RetryBudget
-from breakwater_gateway.router.strategies import STRATEGIES, Filtered, Group, filter_targets
-from breakwater_protocol.events import BreakerChanged
+from breakwater_gateway.router.sight import Sight
+from breakwater_gateway.router.strategies import (
+    ANY,
+    STRATEGIES,
+    Ask,
+    Filtered,
+    Group,
+    filter_targets,
+)
+from breakwater_protocol.events import AttemptFinished, BreakerChanged
+from breakwater_protocol.measures import LatencyBoard, UsageBoard
 from breakwater_protocol.views import BreakerBoard, LoadBoard
 
 LOOK_S: Final = 1.0
@@ -46,10 +56,14 @@ class Targets:
         self.breakers = BreakerBoard()
         self.loads = LoadBoard()
         self.first_tokens = FirstTokens()
+        self.latency = LatencyBoard()
+        self.usage = UsageBoard()
+        self._sight = Sight(self.loads, self.latency, self.usage, prices=shipped)
         self._releases: dict[str, Release] = {}
         self._budgets: dict[str, RetryBudget] = {}
         self._claims: set[tuple[str, int]] = set()
-        self._looks: dict[str, _Look] = {}
+        self._looks: dict[int, _Look] = {}
+        """By the identity of the model that the look itself keeps alive."""
         self._changes = 0
         """Of breakers and pauses: a look from before holds no longer."""
 
@@ -83,22 +97,34 @@ class Targets:
         }
         self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
         self._looks.clear()
+        self.latency.retain(known)
+        self.usage.retain(known)
+
+    def heard(self, attempt: AttemptFinished, deployment: Deployment, *, now: float) -> float:
+        """An attempt ended, of any router; for how long its target has nothing left of its rates."""
+        self.latency.fold(attempt, now)
+        self.usage.fold(attempt, now)
+        return self.usage.wait_s(deployment.id, deployment.rpm, deployment.tpm, now=now)
 
     # What a request may do.
 
-    def first(self, model: Model, *, now: float, now_wall: float, draw: Draw) -> Candidate | None:
+    def first(
+        self, model: Model, *, now: float, now_wall: float, draw: Draw, ask: Ask = ANY
+    ) -> Candidate | None:
         """Where a request goes first, when there is nothing to it but the strategy."""
         views = (self._changes, self.loads.version)
-        look = self._looks.get(model.name)
+        look = self._looks.get(id(model))
         if look is None or look.views != views or look.model is not model or now >= look.until:
-            look = self._looks[model.name] = self._look(model, views, now, now_wall)
+            look = self._looks[id(model)] = self._look(model, views, now, now_wall)
         if look.group is None:
             return None
-        chosen = look.group.first(model.strategy, self.loads, draw)
+        sight = self._sight
+        sight.now, sight.now_wall = now, now_wall
+        chosen, score = look.group.first(model.strategy, sight, draw, ask)
         release = self._releases.get(chosen.id)
         if release is not None and not release.admits(now):
             return None
-        return self._candidate(chosen, probe=False)
+        return self._candidate(chosen, score, probe=False)
 
     def order(
         self,
@@ -107,8 +133,9 @@ class Targets:
         now: float,
         now_wall: float,
         draw: Draw,
-        claiming: bool,
+        claiming: bool = False,
         turn: str = "",
+        ask: Ask = ANY,
     ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
         """Every target that may be called, in the strategy's order, and why each other one may not.
 
@@ -116,10 +143,11 @@ class Targets:
         deployment that the request waited for, and may call although others have to wait.
         """
         found = self._filter(model, now, now_wall, turn)
-        ordered = STRATEGIES[model.strategy](found.usable, self.loads, draw)
+        self._sight.now, self._sight.now_wall = now, now_wall
+        ordered = STRATEGIES[model.strategy](found.usable, self._sight, draw, ask)
         # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
         probes = [
-            self._candidate(d, probe=True)
+            self._candidate(d, None, probe=True)
             for d in found.half_open
             if claiming or (d.id, self.breakers.epoch(d.id)) not in self._claims
         ]
@@ -130,8 +158,8 @@ class Targets:
         if not probes:
             skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
         candidates = [
-            self._candidate(d, probe=False, turn=d.id == turn)
-            for d in sorted(ordered, key=lambda d: d.id != turn)
+            self._candidate(d, score, probe=False, turn=d.id == turn)
+            for d, score in sorted(ordered, key=lambda ranked: ranked.deployment.id != turn)
         ]
         return (*probes, *candidates), tuple(skipped)
 
@@ -153,7 +181,7 @@ class Targets:
 
     def deployment(self, model: Model, id_: str) -> Deployment:
         """Of the model as the request found it, whatever the configuration says by now."""
-        look = self._looks.get(model.name)
+        look = self._looks.get(id(model))
         if look is not None and look.model is model:
             return look.by_id[id_]
         return next(d for d in model.deployments if d.id == id_)
@@ -189,7 +217,9 @@ class Targets:
                 held[deployment.id] = max(release.until(now), now + _SOON_S)
         return held
 
-    def _candidate(self, deployment: Deployment, *, probe: bool, turn: bool = False) -> Candidate:
+    def _candidate(
+        self, deployment: Deployment, score: float | None, *, probe: bool, turn: bool = False
+    ) -> Candidate:
         return Candidate(
             deployment=deployment.id,
             target=deployment.id,
@@ -197,4 +227,5 @@ class Targets:
             epoch=self.breakers.epoch(deployment.id),
             probe=probe,
             turn=turn,
+            score=score,
         )

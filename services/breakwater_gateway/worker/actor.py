@@ -50,6 +50,7 @@ from breakwater_gateway.worker.http_client import (
     Prepared,
 )
 from breakwater_gateway.worker.metering import of_cut
+from breakwater_gateway.worker.provider_limits import parse_rate_limits
 from breakwater_gateway.worker.wire.bedrock import sigv4
 from breakwater_gateway.worker.wire.dialects import provider_dialect
 from breakwater_protocol import cloudevents
@@ -57,7 +58,7 @@ from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Leave, Started, Work
-from breakwater_protocol.events import Alert, AttemptFinished, TargetLoad
+from breakwater_protocol.events import Alert, AttemptFinished, RateLimits, TargetLoad
 
 USER_AGENT: Final = f"breakwater/{__version__}"
 _COMMON_HEADERS: Final = (
@@ -108,6 +109,7 @@ class _Run:
         "gate",
         "graced",
         "left_at",
+        "limits",
         "metered",
         "price",
         "provider_s",
@@ -149,6 +151,7 @@ class _Run:
         self.stream_open = False
         """A stream is asked for, and its provider has neither refused nor told what it counted."""
         self.price: ModelPrice | None = None
+        self.limits: RateLimits | None = None
         self.left_at = now
         """When the call went out to the provider."""
         self.provider_s = 0.0
@@ -201,6 +204,8 @@ class Worker(Actor):
         """Attempts that wait behind the gates, all of them together."""
         self._shedding = Shedding(0)
         self._deployments: dict[str, Deployment] = {}
+        self._metered: set[str] = set()
+        """Deployments of which a strategy wants to know what their providers say of their limits."""
         self._places: dict[tuple[str, int, str], _Place] = {}
         self._prepared: dict[tuple[str, tuple[tuple[str, str], ...]], Prepared] = {}
         self._meters: dict[tuple[str, str], _Meters] = {}
@@ -239,7 +244,9 @@ class Worker(Actor):
 
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
-        self._deployments = {d.id: d for m in config.models.values() for d in m.deployments}
+        models = config.models.values()
+        self._deployments = {d.id: d for m in models for d in m.deployments}
+        self._metered = {d.id for m in models if m.strategy == "usage" for d in m.deployments}
         self._shedding = Shedding(self.capacity)
         self._set_ceilings()
         self._places.clear()
@@ -520,6 +527,8 @@ class Worker(Actor):
             run.stream_open = work.stream and work.api != "embeddings"
             answer = await self._send(run, place, exchange)
             run.clock.heard(clock.now())
+            if deployment.id in self._metered:
+                run.limits = parse_rate_limits(answer.headers, clock.wall())
             if answer.status >= 400:
                 run.stream_open = False
                 return self._classify(deployment, answer, await _read_error(answer), place)
@@ -616,6 +625,8 @@ class Worker(Actor):
         run.provider_s = self.context.clock.now() - run.left_at
         headers = self._facts(run)
         headers.update(self._totals(run))
+        if answer.repaired:
+            headers[h.REPAIRED] = "tool_call"
         self._say(work, answer.body, headers)
         run.started = run.finish_sent = True
         return None
@@ -839,6 +850,7 @@ class Worker(Actor):
             properties=work.properties,
             message=failure.message[:200] if failure else "",
             in_stall=run.graced,
+            limits=run.limits,
         )
         self._measure(work.deployment, failure, first_ms, run.usage)
         place = (work.target, outcome)

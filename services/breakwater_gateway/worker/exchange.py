@@ -33,6 +33,8 @@ class Whole(Struct, frozen=True):
 
     body: bytes
     usage: Usage | None
+    repaired: bool = False
+    """A tool call in it is not as the model wrote it."""
 
 
 class Read(Struct):
@@ -99,9 +101,11 @@ class NativeChat:
         if not isinstance(answer, openai.Answer):
             return answer
         if b'"tool_calls"' in body and answer.finish not in tool_calls.CUT_OFF:
-            failure = tool_calls.of_openai_answer(body)
-            if failure is not None:
-                return failure
+            mended = tool_calls.mend_openai(answer.body)
+            if isinstance(mended, f.MalformedToolCall):
+                return mended
+            if mended is not None:
+                return Whole(mended, answer.usage, repaired=True)
         return Whole(answer.body, answer.usage)
 
     def feed(self, data: bytes) -> Read:
@@ -212,10 +216,12 @@ class Translated:
         answer = self._provider.decode_answer(body)
         if not isinstance(answer, neutral.Answer):
             return answer
-        if (failure := tool_calls.of_answer(answer)) is not None:
-            return failure
+        mended = tool_calls.mend(answer)
+        if isinstance(mended, f.MalformedToolCall):
+            return mended
         self.usage = answer.usage
-        return Whole(self._caller.encode_answer(answer, self._model), answer.usage)
+        body = self._caller.encode_answer(mended.answer, self._model)
+        return Whole(body, answer.usage, mended.repaired)
 
     def feed(self, data: bytes) -> Read:
         return self._events(self._decoder.feed(data))
@@ -294,7 +300,10 @@ class Continued(Translated):
         said: SoFar,
     ) -> None:
         super().__init__(call, provider=provider, caller=caller, model=model, request=request)
+        # Read as its own dialect's, what was said keeps its ids, and the rest goes on under them.
+        self._encoder = caller.stream_encoder(request, caller.name, model)
         self._encoder.feed(said.events)
+        self._encoder.goes_on_from(provider.name)
         self._joint = Joint(said)
 
     def _events(self, events: list[neutral.StreamEvent]) -> Read:
@@ -304,8 +313,18 @@ class Continued(Translated):
 class NativeStream:
     """One dialect on both sides, other than OpenAI's chat: events as they came, read on the way."""
 
-    def __init__(self, call: neutral.Call, *, dialect: ProviderDialect, limit: int) -> None:
+    def __init__(
+        self,
+        call: neutral.Call,
+        *,
+        dialect: ProviderDialect,
+        caller: CallerDialect,
+        model: str,
+        limit: int,
+    ) -> None:
         self.call = call
+        self._caller = caller
+        self._model = model
         self.usage: Usage | None = None
         self.spoke = False
         self.said = self.pieces = 0
@@ -319,10 +338,13 @@ class NativeStream:
         answer = self._dialect.decode_answer(body)
         if not isinstance(answer, neutral.Answer):
             return answer
-        if (failure := tool_calls.of_answer(answer)) is not None:
-            return failure
+        mended = tool_calls.mend(answer)
+        if isinstance(mended, f.MalformedToolCall):
+            return mended
         self.usage = answer.usage
-        return Whole(body, answer.usage)
+        if mended.repaired:
+            body = self._caller.encode_answer(mended.answer, self._model)
+        return Whole(body, answer.usage, mended.repaired)
 
     def feed(self, data: bytes) -> Read:
         try:
@@ -480,7 +502,9 @@ def _dialects(asked: Asked) -> Exchange | f.Failure:
         names = ", ".join(call.dropped[:20])
         return f.InvalidRequest(f"this model's provider cannot be asked for: {names}")
     if CALLERS[asked.api] == provider.name and provider.name not in {"openai", "gemini"}:
-        return NativeStream(call, dialect=provider, limit=asked.limit)
+        return NativeStream(
+            call, dialect=provider, caller=caller, model=asked.model, limit=asked.limit
+        )
     return Translated(call, provider=provider, caller=caller, model=asked.model, request=request)
 
 
@@ -492,6 +516,10 @@ def _continued(asked: Asked) -> Exchange | f.Failure:
         return f.StreamCut("what was said so far is not a text that another model could go on with")
     provider = provider_dialect(asked.wire, asked.provider)
     request = caller.decode_request(bytes(asked.body))
+    if request.format is not None and request.format.kind != "text":
+        return f.StreamCut(
+            "an answer of a given structure is not one that another model could go on with"
+        )
     request = msgspec.structs.replace(asked_again(request, said), stream=True)
     if caller.name != provider.name and (refused := caller.refusal(request)) is not None:
         raise refused

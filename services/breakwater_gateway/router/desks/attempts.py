@@ -168,13 +168,19 @@ class Attempts:
         targets, model, clock = self._targets, life.model, self.context.clock
         wall = clock.wall()
         if not life.decisions:
-            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw)
+            first = targets.first(model, now=now, now_wall=wall, draw=clock.draw, ask=life.ask)
             if first is not None:
                 return (first,), ()
         claiming, life.claiming = life.claiming, False
         turn, life.turn = life.turn, ""
         return targets.order(
-            model, now=now, now_wall=wall, draw=clock.draw, claiming=claiming, turn=turn
+            model,
+            now=now,
+            now_wall=wall,
+            draw=clock.draw,
+            claiming=claiming,
+            turn=turn,
+            ask=life.ask,
         )
 
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
@@ -203,6 +209,7 @@ class Attempts:
             deployment=deployment.id,
             worker=worker,
             epoch=step.candidate.epoch,
+            score=step.candidate.score,
             reason=reason or ("probe" if step.candidate.probe else life.model.strategy),
         )
         life.hold(call)
@@ -242,7 +249,7 @@ class Attempts:
             return
         clock, now = self.context.clock, self.context.clock.now()
         candidates, _ = self._targets.order(
-            life.model, now=now, now_wall=clock.wall(), draw=clock.draw, claiming=False
+            life.model, now=now, now_wall=clock.wall(), draw=clock.draw, ask=life.ask
         )
         step = life.plan.hedge(candidates, now=now)
         if step is None:

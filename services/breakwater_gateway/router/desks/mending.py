@@ -16,6 +16,7 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.router.desks.ladder import plan_on
 from breakwater_gateway.router.ladder import OFF, Ladder, rungs_of
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.reask import reask
 from breakwater_gateway.router.shorten import Shortened, shorten, summary_request, with_summary
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import Inbox, Message
@@ -73,6 +74,8 @@ class Mending:
                 mended = self._shorter(life, failure)
             case f.ContentFiltered():
                 mended = self._elsewhere(life)
+            case f.MalformedToolCall():
+                mended = self._asked_again(life, failure)
             case _:
                 mended = False
         return mended
@@ -95,6 +98,20 @@ class Mending:
         life.turn_to(model, name, plan_on(life, model))
         self._advance(life)
         return True
+
+    # ------------------------------------------------------------ tool calls
+
+    def _asked_again(self, life: Life, failure: f.MalformedToolCall) -> bool:
+        """Once, with the parser's error and the schema; after that, or where that cannot be said, another
+        deployment."""
+        if life.plan.reasked:
+            return False
+        life.plan.reasked = True
+        body = reask(life.body, life.api, failure)
+        if body is None:
+            return self._go_on(life, "next", same=False)
+        life.body = body
+        return self._go_on(life, "reask", same=True)
 
     # ------------------------------------------------------------ content filters
 

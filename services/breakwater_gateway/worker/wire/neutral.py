@@ -370,6 +370,9 @@ class StreamEncoder(Protocol):
     """
 
     def feed(self, events: list[StreamEvent]) -> list[bytes]: ...
+    def goes_on_from(self, source: DialectName) -> None:
+        """The events from here on were decoded from that dialect."""
+        ...
 
 
 class Target(Struct, frozen=True):

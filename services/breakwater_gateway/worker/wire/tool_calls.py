@@ -7,13 +7,17 @@ token limit are not judged: their finish says so. Empty ones stand for no argume
 from collections.abc import Iterable
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct, structs
 
 from breakwater_gateway.worker.wire import neutral
+from breakwater_gateway.worker.wire.repair import fault, is_object, repaired
 from breakwater_protocol import failures as f
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 CUT_OFF = frozenset({"length", "error"})
+WRITTEN_MAX = 8_192
+"""Characters of spoilt arguments that are told."""
+
+_Calls = list[dict[str, Raw]] | None
 
 
 class _Function(Struct):
@@ -44,38 +48,77 @@ _body = msgspec.json.Decoder(_Body, strict=False)
 
 
 def usable(arguments: str) -> bool:
-    if not arguments.strip():
-        return True
-    try:
-        _object.decode(arguments)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False
-    return True
+    return not arguments.strip() or is_object(arguments)
 
 
-def malformed(name: str) -> f.MalformedToolCall:
+def malformed(name: str, arguments: str) -> f.MalformedToolCall:
     return f.MalformedToolCall(
-        f"the model called the tool {name[:100] or 'of no name'} with arguments that are no JSON object"
+        f"the model called the tool {name[:100] or 'of no name'} with arguments that are no JSON object",
+        tool=name[:256],
+        fault=fault(arguments),
+        written=arguments[:WRITTEN_MAX],
     )
 
 
-def of_answer(answer: neutral.Answer) -> f.MalformedToolCall | None:
-    """The first call in a whole answer that nobody could make."""
+class Mended(Struct, frozen=True):
+    """A whole answer whose calls can be made. `repaired`: not all of them as the model wrote them."""
+
+    answer: neutral.Answer
+    repaired: bool = False
+
+
+def mend(answer: neutral.Answer) -> Mended | f.MalformedToolCall:
+    """Repairs what has a single reading; the first call that has none is a failure."""
+    changed = False
+    candidates: list[neutral.Candidate] = []
     for candidate in answer.candidates:
-        if candidate.finish in CUT_OFF:
-            continue
+        parts: list[neutral.Part] = []
         for part in candidate.parts:
-            if isinstance(part, neutral.ToolCall) and not usable(part.arguments):
-                return malformed(part.name)
-    return None
+            if isinstance(part, neutral.ToolCall) and candidate.finish not in CUT_OFF:
+                right = _right(part.arguments)
+                if right is None:
+                    return malformed(part.name, part.arguments)
+                if right != part.arguments:
+                    changed = True
+                    part = structs.replace(part, arguments=right)  # noqa: PLW2901
+            parts.append(part)
+        candidates.append(structs.replace(candidate, parts=parts))
+    return (
+        Mended(structs.replace(answer, candidates=candidates), True) if changed else Mended(answer)
+    )
 
 
-def of_openai_answer(body: bytes) -> f.MalformedToolCall | None:
-    """The same of OpenAI's own body, for answers that pass as they came."""
-    for _, name, arguments in _fragments(body):
-        if not usable(arguments):
-            return malformed(name)
-    return None
+def _right(arguments: str) -> str | None:
+    return arguments if usable(arguments) else repaired(arguments)
+
+
+def mend_openai(body: bytes) -> bytes | f.MalformedToolCall | None:
+    """The same of OpenAI's own body, for answers that pass as they came. None: nothing is wrong with it."""
+    changes: dict[tuple[int, int], str] = {}
+    for place, name, arguments in _fragments(body):
+        right = _right(arguments)
+        if right is None:
+            return malformed(name, arguments)
+        if right != arguments:
+            changes[place] = right
+    if not changes:
+        return None
+    tree = msgspec.json.decode(body, type=dict[str, Raw])
+    choices = msgspec.json.decode(tree["choices"], type=list[dict[str, Raw]])
+    for choice in choices:
+        index = msgspec.json.decode(choice.get("index", Raw(b"0")), type=int)
+        message = msgspec.json.decode(choice.get("message", Raw(b"{}")), type=dict[str, Raw])
+        calls = msgspec.json.decode(message.get("tool_calls", Raw(b"null")), type=_Calls)
+        for number, call in enumerate(calls or ()):
+            if (index, number) in changes:
+                function = msgspec.json.decode(call["function"], type=dict[str, Raw])
+                function["arguments"] = Raw(msgspec.json.encode(changes[index, number]))
+                call["function"] = Raw(msgspec.json.encode(function))
+        if calls:
+            message["tool_calls"] = Raw(msgspec.json.encode(calls))
+            choice["message"] = Raw(msgspec.json.encode(message))
+    tree["choices"] = Raw(msgspec.json.encode(choices))
+    return msgspec.json.encode(tree)
 
 
 class Arguments:
@@ -104,8 +147,9 @@ class Arguments:
 
     def judge(self) -> f.MalformedToolCall | None:
         for name, pieces in self._calls.values():
-            if not usable("".join(pieces)):
-                return malformed(name)
+            arguments = "".join(pieces)
+            if not usable(arguments):
+                return malformed(name, arguments)
         return None
 
 

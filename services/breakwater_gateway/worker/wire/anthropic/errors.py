@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from breakwater_gateway.router.retry import RETRY_AFTER_MAX_S, parse_retry_after
+from breakwater_gateway.worker.provider_limits import RETRY_AFTER_MAX_S, parse_retry_after
 from breakwater_gateway.worker.wire.anthropic import blocks as b
 from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f

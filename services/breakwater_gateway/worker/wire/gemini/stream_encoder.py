@@ -54,6 +54,9 @@ class StreamEncoder:
         self._chunk: dict[int, tuple[list[object], list[object]]] = {}
         """Of the chunk being made: parts and log probabilities of each candidate."""
 
+    def goes_on_from(self, source: n.DialectName) -> None:
+        del source  # names tell which fields are native here
+
     def feed(self, events: list[n.StreamEvent]) -> list[bytes]:
         written: list[bytes] = []
         for event in events:

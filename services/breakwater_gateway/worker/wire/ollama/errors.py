@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Raw
 
-from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_gateway.worker.provider_limits import parse_retry_after
 from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.refused import failure_of
 from breakwater_protocol import failures as f

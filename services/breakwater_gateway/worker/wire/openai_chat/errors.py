@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Raw, Struct
 
-from breakwater_gateway.router.retry import parse_retry_after
+from breakwater_gateway.worker.provider_limits import parse_retry_after
 from breakwater_gateway.worker.wire.openai_chat.fields import (
     UNREADABLE,
     decode_fields,

@@ -82,6 +82,9 @@ class StreamEncoder:
         self._usage: Usage | None = None
         self._usage_extra: Extra = {}
 
+    def goes_on_from(self, source: DialectName) -> None:
+        self._own = source == "openai"
+
     def feed(self, events: list[StreamEvent]) -> list[bytes]:
         out: list[bytes] = []
         for event in events:

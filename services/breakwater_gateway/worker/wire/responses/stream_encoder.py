@@ -176,6 +176,9 @@ class StreamEncoder:
         self._finished: n.Finished | None = None
         self._usage: Usage | None = None
 
+    def goes_on_from(self, source: n.DialectName) -> None:
+        self._native = source == "responses"
+
     def feed(self, events: list[n.StreamEvent]) -> list[bytes]:
         out: list[bytes] = []
         for event in events:
