@@ -34,15 +34,19 @@ MissReason = Literal[
     "too_long",
     "no_embedding",
     "overloaded",
+    "no_owner",
+    "late",
+    "malformed",
 ]
-"""Why an owner answers with a miss:
+"""Why a lookup is a miss:
 
 `empty`: nothing in the partition; `below`: nothing near enough; `slots`: near, but a number, a negation, a
 name or the like differs; `shadow`: near enough, and chosen to be asked anyway, so that the threshold stays
 honest; `quarantined`: a caller said that it was wrong; `tenant`: an entry under another tenant's name;
 `expired`: the entry's time is over; `off`: the model has no semantic cache; `vector`: not a vector of this
 index; `too_long`: beyond what the embedder reads; `no_embedding`: the embedder failed or was late;
-`overloaded`: too much in hand.
+`overloaded`: too much in hand. The router's own: `no_owner`: nobody has the shard; `late`: no reply in
+time; `malformed`: a reply that is none.
 """
 
 

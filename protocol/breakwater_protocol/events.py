@@ -172,6 +172,8 @@ class CacheChanged(Struct, frozen=True, omit_defaults=True):
     query: str = ""
     """Key of the request that was answered with it."""
     similarity: float | None = None
+    score: float | None = None
+    """Of a label: the similarity less what disagreeing neighbours take away."""
     threshold: float | None = None
     same: bool | None = None
     """Of a label: the answers agree."""

@@ -549,6 +549,24 @@ async def test_a_watch_tells_what_is_there_and_then_what_changes(
     assert len(seen.entries) == count
 
 
+async def test_what_lies_below_a_key_is_loaded_once(connect: Connect, bucket: str) -> None:
+    near, far = await connect(), await connect()
+    store, other = await near.store(bucket), await far.store(bucket)
+    for n in range(300):
+        await store.put(f"a.{n}", str(n).encode())
+        if n < 10:
+            await store.put(f"ab.{n}", b"another's")
+    await store.put("a", b"not below")
+    await store.delete("a.0")
+    seen = Seen()
+    await other.load("a", seen)
+    assert {e.key: e.value for e in seen.entries} == {
+        f"a.{n}": str(n).encode() for n in range(1, 300)
+    }
+    await other.load("nothing", seen)
+    assert len(seen.entries) == 299
+
+
 async def test_a_watcher_that_raises_goes_on_watching(bus: Bus, bucket: str) -> None:
     store = await bus.store(bucket)
     seen = Seen()

@@ -67,16 +67,16 @@ def test_without_enough_hits_it_says_how_many_are_missing() -> None:
 
 
 def test_labels_as_they_come_certify_and_errors_take_it_back() -> None:
-    certifier = Certifier(0.02)
+    certifier = Certifier()
     for _ in range(evidence_needed(0, 0.02)):
-        assert certifier.certificate().threshold is None
+        assert certifier.certificate(0.02).threshold is None
         certifier.add(0.93, same=True)
-    assert certifier.certificate().threshold == GRID[0]
+    assert certifier.certificate(0.02).threshold == GRID[0]
     for _ in range(evidence_needed(0, 0.02)):
         certifier.add(0.97, same=True)
     for _ in range(6):
         certifier.add(0.91, same=False)
-    certificate = certifier.certificate()
+    certificate = certifier.certificate(0.02)
     assert certificate.threshold == 0.92, "tighter by itself"
 
 

@@ -259,6 +259,10 @@ class Index:
     def get(self, id_: str) -> Entry | None:
         return self._entries.get(id_)
 
+    def size_of(self, id_: str) -> int:
+        """Bytes that an entry takes."""
+        return self._worth[id_].bytes
+
     def size(self, partition: str) -> int:
         block = self._blocks.get(partition)
         return 0 if block is None else len(block)
@@ -358,17 +362,6 @@ class Index:
         if entry is not None and worth is not None:
             worth.hits += 1
             self._touch(entry, worth)
-
-    def expired(self, now: float) -> list[str]:
-        return [entry.id for entry in self._entries.values() if entry.expires_at <= now]
-
-    def clear(self) -> None:
-        self._blocks.clear()
-        self._entries.clear()
-        self._worth.clear()
-        self._ids.clear()
-        self.bytes = 0
-        self.dimensions = None
 
     def _touch(self, entry: Entry, worth: _Worth) -> None:
         # An answer of unknown price counts as a cheap one: a ten-thousandth of a dollar.

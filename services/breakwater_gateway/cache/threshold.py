@@ -135,9 +135,7 @@ def certify(
 class Certifier:
     """Labels as they come, and the threshold that they certify; the same whatever their order."""
 
-    def __init__(self, target: float, confidence: float = CONFIDENCE) -> None:
-        self._target = target
-        self._confidence = confidence
+    def __init__(self) -> None:
         self._grid = np.array(GRID)
         self._hits: NDArray[np.int64] = np.zeros(len(GRID), np.int64)
         self._wrong: NDArray[np.int64] = np.zeros(len(GRID), np.int64)
@@ -151,9 +149,9 @@ class Certifier:
         if not same:
             self._wrong += covered
 
-    def certificate(self) -> Certificate:
+    def certificate(self, target: float, confidence: float = CONFIDENCE) -> Certificate:
         rows = zip(GRID, self._hits.tolist(), self._wrong.tolist(), strict=True)
-        return certify(tuple(rows)[::-1], self._target, self._confidence, anytime=True)
+        return certify(tuple(rows)[::-1], target, confidence, anytime=True)
 
 
 def _beta_share(a: float, b: float, x: float) -> float:

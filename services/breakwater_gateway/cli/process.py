@@ -288,9 +288,16 @@ class _Serving:
 
             return Simulator(context, process.listen.host, process.simulator_port)
 
+        def cache(context: Context) -> Actor:
+            # Imported where it runs: numpy takes its time.
+            from breakwater_gateway.cache.actor import Cache
+
+            return Cache(context)
+
         return {
             "simulator": simulator,
             "health": Health,
+            "cache": cache,
             "worker": worker,
             "router": Router,
             "edge": edge,

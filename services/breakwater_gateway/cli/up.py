@@ -74,7 +74,7 @@ async def run_up(plan: Up) -> int:
             server = OwnNats(await start_nats_server(plan.data, plan.nats_port))
             stack.push_async_callback(server.stop)
             url = server.url
-        kinds = ("simulator", "health") if config.simulator else ("health",)
+        kinds = ("simulator", "health", "cache") if config.simulator else ("health", "cache")
         process = Process(
             kinds=(*kinds, "worker", "router", "edge"),
             nats=url,
@@ -116,7 +116,7 @@ async def _serve_many(plan: Up, process: Process, announce: Announce) -> int:
         *(["--allow-open"] if plan.allow_open else []),
     ]
     single = [
-        *(kind for kind in process.kinds if kind in {"health", "simulator"}),
+        *(kind for kind in process.kinds if kind in {"health", "cache", "simulator"}),
         *("--simulator-port", str(process.simulator_port)),
         *(["--config", plan.config_path] if plan.config_path else []),
     ]

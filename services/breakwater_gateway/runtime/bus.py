@@ -276,6 +276,10 @@ class Store(Protocol):
 
     async def keys(self) -> list[str]: ...
 
+    async def load(self, below: str, handler: Callable[[Entry], None]) -> None:
+        """Every present value whose key begins with the tokens `below`, once; returns when all were told."""
+        ...
+
     async def watch(self, handler: Callable[[Entry], None]) -> Watch:
         """Every present value first, then each change, across reconnects and server restarts.
 

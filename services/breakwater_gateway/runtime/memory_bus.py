@@ -459,6 +459,13 @@ class MemoryStore:
         await self._bus.reach()
         return sorted(self._bucket.kept)
 
+    async def load(self, below: str, handler: Callable[[Entry], None]) -> None:
+        check_key(below)
+        await self._bus.reach()
+        for key, kept in tuple(self._bucket.kept.items()):
+            if key.startswith(f"{below}."):
+                self._bucket.guard.tell(handler, Entry(key, kept.value, kept.revision))
+
     async def watch(self, handler: Callable[[Entry], None]) -> "_MemoryWatch":
         await self._bus.reach()
         return _MemoryWatch(self._bus, self._bucket, handler)

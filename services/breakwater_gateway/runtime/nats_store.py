@@ -51,6 +51,8 @@ SILENCE_S: Final = 5.0
 MAKE_S: Final = 2.0
 """For a consumer to be made: while a cluster elects, asking again is quicker than waiting."""
 RETRY_S: Final = (0.1, 2.0)
+LOAD_S: Final = 60.0
+"""For everything below a key: hundreds of megabytes, at most."""
 
 OPERATION: Final = "KV-Operation"
 MARKER: Final = "Nats-Marker-Reason"
@@ -169,6 +171,20 @@ class NatsStore:
             await reader.close()
         return sorted(key for key, alive in found.items() if alive)
 
+    async def load(self, below: str, handler: Callable[[Entry], None]) -> None:
+        check_key(below)
+
+        def tell(entry: Entry, _left: int) -> None:
+            if entry.value is not None:
+                self.guard.tell(handler, entry)
+
+        reader = _Reader(self, tell, below=f"{below}.>")
+        try:
+            await reader.open()
+            await reader.loaded(LOAD_S)
+        finally:
+            await reader.close()
+
     async def watch(self, handler: Callable[[Entry], None]) -> "NatsWatch":
         """Returns once every present value was delivered."""
         watch = NatsWatch(self, handler)
@@ -227,9 +243,16 @@ class _Reader:
     """
 
     def __init__(
-        self, store: NatsStore, take: Callable[[Entry, int], None], *, values: bool = True
+        self,
+        store: NatsStore,
+        take: Callable[[Entry, int], None],
+        *,
+        values: bool = True,
+        below: str = ">",
     ) -> None:
+        """`below`: the keys that are read, as a pattern."""
         self._store = store
+        self._below = below
         self._take = take
         self._values = values
         # Not an inbox: the server delivers stored messages under their own subject, so that nothing
@@ -252,7 +275,7 @@ class _Reader:
             "config": {
                 "name": self._name,
                 "deliver_policy": "last_per_subject",
-                "filter_subject": f"{store.prefix}>",
+                "filter_subject": f"{store.prefix}{self._below}",
                 "ack_policy": "none",
                 "replay_policy": "instant",
                 "mem_storage": True,

@@ -700,6 +700,7 @@ class _ViewStore:
         self.update = inner.update
         self.delete = inner.delete
         self.keys = inner.keys
+        self.load = inner.load
 
     async def watch(self, handler: Callable[[Entry], None]) -> _ViewWatch:
         return await self._view.watch(self._inner, handler)

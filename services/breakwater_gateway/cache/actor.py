@@ -1,0 +1,611 @@
+"""The cache: owns shards of the semantic index, answers lookups and keeps what is stored.
+
+A shard has one owner at a time, by a lease, and only the owner subscribes to it: without one, routers hear
+"no responders" at once and go on as after a miss. Entries and labels are kept in the bucket `bw_semantic`,
+from which the next owner makes the index anew; answers are not here but in `bw_cache`. Several instances
+share the shards out evenly; while no model has a semantic cache, none is claimed.
+"""
+
+import asyncio
+import math
+from functools import partial
+from typing import ClassVar, Final
+
+import msgspec
+from anyio.abc import TaskGroup
+
+from breakwater_gateway.cache.embed.embedder import Embedder, Remembered
+from breakwater_gateway.cache.embed.local import LocalEmbedder
+from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
+from breakwater_gateway.cache.keeper import Changes, Keeper
+from breakwater_gateway.cache.semantic import (
+    THREAD_FROM,
+    Entry,
+    Found,
+    Lists,
+    Vector,
+    decode_entry,
+    encode_entry,
+    unit,
+)
+from breakwater_gateway.config.model import Config
+from breakwater_gateway.runtime import bus as b
+from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.lease import Lease
+from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_protocol import cache as c
+from breakwater_protocol.cloudevents import headers_for
+from breakwater_protocol.events import CacheChanged
+from breakwater_protocol.subjects import Subject, T
+
+BUCKET: Final = "bw_semantic"
+LEASE_S: Final = 3
+RENEW_S: Final = 0.9
+RETRY_S: Final = 0.2
+SWEEP_S: Final = 5.0
+IN_HAND_MAX: Final = 256
+"""Lookups and stores that wait for a vector or a thread; more are misses."""
+UNKEPT_MAX: Final = 20_000
+"""Keys that wait to be written to the bucket."""
+KEEP_CALL_S: Final = 2.0
+DRAIN_S: Final = 2.0
+REPLY_MAX: Final = 512 * 1024
+"""Bytes of labels in one reply."""
+
+Json = msgspec.json.Encoder()
+
+
+class Cache(Actor):
+    kind: ClassVar[str] = "cache"
+
+    def __init__(self, context: Context, *, embedder: Embedder | None = None) -> None:
+        """`embedder`: instead of the configured one."""
+        super().__init__(context)
+        self._given = embedder
+        self._embedder: Embedder | None = None
+        self._remembered = Remembered()
+        self._keeper = Keeper(context.config, embedder="")
+        self._tasks = TaskSet(context.log)
+        self._shards: dict[str, _Shard] = {}
+        self._peers: dict[str, float] = {}
+        self._unkept: dict[str, bytes | None] = {}
+        self._ttl: dict[str, int | None] = {}
+        self._unkept_some = asyncio.Event()
+        self._subscriptions: list[b.Subscription] = []
+        self._store: b.Store | None = None
+        self._listing: set[str] = set()
+        self._serves = False
+
+    async def start(self, tasks: TaskGroup) -> None:
+        bus, subjects = self.context.bus, self.context.subjects
+        await self._choose_embedder()
+        self._subscriptions = [
+            await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
+            await bus.subscribe(subjects.cache.at("label"), self._on_label),
+        ]
+        await self._campaign()
+        tasks.start_soon(self._lead)
+        tasks.start_soon(self._keep)
+        tasks.start_soon(self._sweep)
+        self._serves = True
+
+    async def drain(self) -> None:
+        self.draining = True
+        for shard in list(self._shards.values()):
+            await shard.silence()
+        await self._tasks.join()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._unkept:
+                    await self._keep_one()
+                for shard in list(self._shards.values()):
+                    await shard.lease.release()
+        except (b.BusError, TimeoutError) as error:
+            self.context.log.warning("cache_handover_failed", error=repr(error))
+        for subscription in self._subscriptions:
+            await subscription.drain()
+
+    async def stop(self) -> None:
+        self.draining = True
+        self._unkept_some.set()
+        await self._tasks.cancel()
+        if self._embedder is not None:
+            await self._embedder.close()
+
+    def on_config(self, config: Config, revision: int) -> None:
+        changed = config.embeddings != self.config.embeddings
+        super().on_config(config, revision)
+        self._keeper.configure(config)
+        if changed:
+            self._tasks.spawn(self._choose_embedder())
+
+    def load(self) -> Load:
+        return Load(capacity=IN_HAND_MAX, in_flight=len(self._tasks))
+
+    def ready(self) -> str:
+        return "" if self._serves else "claiming shards of the semantic cache"
+
+    # --- what it hears --------------------------------------------------------------------------
+
+    def _on_lookup(self, message: b.Message) -> None:
+        asked = self._read(self.context.subjects.cache_lookup, message)
+        if asked is None or not message.reply:
+            return
+        keeper = self._keeper
+        if keeper.policy(asked.model) is None:
+            self._reply(message, keeper.miss(asked.partition, "off"))
+            return
+        if len(asked.text) > c.TEXT_MAX:
+            self._reply(message, keeper.miss(asked.partition, "too_long"))
+            return
+        if asked.vector is not None:
+            vector = unit(asked.vector, keeper.index.dimensions)
+            if vector is None:
+                self._reply(message, keeper.miss(asked.partition, "vector"))
+                return
+        else:
+            vector = self._remembered.get(asked.tenant, asked.text)
+        if vector is not None and keeper.index.size(asked.partition) < THREAD_FROM:
+            self._decide(message, asked, keeper.index.search(asked.partition, vector))
+        elif len(self._tasks) >= IN_HAND_MAX:
+            self._reply(message, keeper.miss(asked.partition, "overloaded"))
+        else:
+            self._tasks.spawn(self._look(message, asked, vector))
+
+    async def _look(self, message: b.Message, asked: c.Lookup, vector: Vector | None) -> None:
+        if vector is None:
+            made = await self._vector_of(asked.text, asked.tenant)
+            if isinstance(made, str):
+                self._reply(message, self._keeper.miss(asked.partition, made))
+                return
+            vector = made
+        index = self._keeper.index
+        if index.size(asked.partition) < THREAD_FROM:
+            found = index.search(asked.partition, vector)
+        else:
+            rows = await asyncio.to_thread(index.begin(asked.partition, vector))
+            found = index.finish(asked.partition, rows, vector)
+        self._decide(message, asked, found)
+
+    def _decide(self, message: b.Message, asked: c.Lookup, found: Found) -> None:
+        clock = self.context.clock
+        answer = self._keeper.answer(
+            asked, found, now=clock.wall(), draw=clock.draw(), id_=clock.new_id("")
+        )
+        self._reply(message, answer)
+
+    def _on_store(self, message: b.Message) -> None:
+        fresh = self._read(self.context.subjects.cache_store, message)
+        if fresh is None or self._keeper.policy(fresh.model) is None:
+            return
+        if len(self._tasks) >= IN_HAND_MAX:
+            self._count("refused", "overloaded")
+            return
+        self._tasks.spawn(self._take(fresh))
+
+    async def _take(self, fresh: c.Store) -> None:
+        keeper = self._keeper
+        if fresh.vector is not None:
+            vector = unit(fresh.vector, keeper.index.dimensions)
+            if vector is None:
+                self._count("refused", "vector")
+                return
+        else:
+            made = self._remembered.get(fresh.tenant, fresh.text)
+            found = made if made is not None else await self._vector_of(fresh.text, fresh.tenant)
+            if isinstance(found, str):
+                self._count("refused", found)
+                return
+            vector = found
+        # An answer beyond the embedder's window is compared by its words alone.
+        said = fresh.answer and await self._vector_of(fresh.answer, fresh.tenant, remember=False)
+        answer_vector = None if isinstance(said, str) else said
+        if c.shard_of(fresh.partition) not in self._shards:
+            return  # lost meanwhile
+        changes = keeper.store(
+            *(fresh, vector, answer_vector), now=self.context.clock.wall(), source=self._source()
+        )
+        if changes.refused:
+            self._count("refused", changes.refused)
+        self._apply(c.shard_of(fresh.partition), changes)
+        await self._make_lists(fresh.partition)
+
+    def _on_feedback(self, message: b.Message) -> None:
+        said = self._read(self.context.subjects.cache_feedback, message)
+        if said is None:
+            return
+        changes = self._keeper.feedback(said, now=self.context.clock.wall(), source=self._source())
+        if changes is None:
+            self._reply(message, c.FeedbackReply(False, "unknown_id"))
+            return
+        if changes.event is not None:
+            self._apply(c.shard_of(changes.event.partition), changes)
+            if changes.label is not None:
+                label, partition = changes.label, changes.event.partition
+                self._tell(
+                    CacheChanged(
+                        verdict="label",
+                        at=label.at,
+                        source=self._source(),
+                        tenant=label.tenant,
+                        model=label.model,
+                        partition=partition,
+                        similarity=label.similarity,
+                        score=label.score,
+                        same=label.same,
+                    )
+                )
+        self._reply(message, c.FeedbackReply(True))
+
+    def _on_stats(self, shard: str, message: b.Message) -> None:
+        asked = self._read(self.context.subjects.cache_stats, message)
+        if asked is None:
+            return
+        stats = self._keeper.stats(shard, self.context.id, asked.tenant, labels=asked.labels)
+        while stats.labels and len(Json.encode(stats)) > REPLY_MAX:
+            stats = msgspec.structs.replace(
+                stats, labels=stats.labels[len(stats.labels) // 2 + 1 :]
+            )
+        self._reply(message, stats)
+
+    def _on_purge(self, shard: str, message: b.Message) -> None:
+        which = self._read(self.context.subjects.cache_purge, message)
+        if which is None:
+            return
+        gone = self._keeper.purge(shard, which)
+        self._apply(shard, Changes(forget=gone))
+        for entry in gone:
+            self._tell(
+                CacheChanged(
+                    verdict="purged",
+                    at=self.context.clock.wall(),
+                    source=self._source(),
+                    tenant=entry.tenant,
+                    model=entry.model,
+                    partition=entry.partition,
+                    digest=entry.digest,
+                )
+            )
+        self._reply(message, c.PurgeReply(len(gone)))
+
+    def _on_label(self, message: b.Message) -> None:
+        try:
+            event = self.context.subjects.cache.decode(message.data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._count("refused", "event")
+            return
+        if event.score is not None and event.same is not None and math.isfinite(event.score):
+            self._fold(event.model, event.score, same=event.same)
+
+    def _on_heartbeat(self, message: b.Message) -> None:
+        if f".{self.kind}." not in message.subject:
+            return
+        try:
+            beat = self.context.subjects.heartbeat.decode(message.data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if beat.actor == self.kind:
+            if beat.draining:
+                self._peers.pop(beat.id, None)
+            else:
+                self._peers[beat.id] = self.context.clock.now()
+
+    # --- what follows ---------------------------------------------------------------------------
+
+    def _fold(self, model: str, score: float, *, same: bool) -> None:
+        changed = self._keeper.fold(model, score, same=same)
+        if changed is False:
+            return
+        self.context.log.info("cache_threshold_changed", model=model, threshold=changed)
+        self._tell(
+            CacheChanged(
+                verdict="threshold",
+                at=self.context.clock.wall(),
+                source=self._source(),
+                model=model,
+                threshold=changed,
+            )
+        )
+
+    def _apply(self, shard: str, changes: Changes) -> None:
+        if changes.event is not None:
+            self._tell(changes.event)
+        for entry in changes.keep:
+            left_s = max(1, math.ceil(entry.expires_at - self.context.clock.wall()))
+            self._write(_entry_key(shard, entry), encode_entry(entry), left_s)
+        for entry in changes.forget:
+            self._write(_entry_key(c.shard_of(entry.partition), entry), None, None)
+        if changes.label is not None:
+            place = self._keeper.add_label(shard, changes.label)
+            self._write(f"l.{shard}.{place}", Json.encode(changes.label), None)
+            self._count("labels", "same" if changes.label.same else "different")
+
+    def _tell(self, event: CacheChanged) -> None:
+        context = self.context
+        try:
+            context.bus.publish(
+                context.subjects.cache.at(event.verdict),
+                context.subjects.cache.encode(event),
+                headers=headers_for(
+                    CacheChanged, self._source(), event.at, context.clock.new_id(f"{context.id}.")
+                ),
+            )
+        except b.BusError as error:
+            context.log.warning("cache_event_lost", verdict=event.verdict, error=repr(error))
+
+    def _read(self, subject: Subject[T], message: b.Message) -> T | None:
+        try:
+            return subject.decode(message.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._count("refused", "malformed")
+            self.context.log.debug("cache_message_refused", error=str(error)[:200])
+            return None
+
+    def _reply(self, message: b.Message, answer: msgspec.Struct) -> None:
+        if not message.reply:
+            return
+        if isinstance(answer, c.Hit | c.Miss):
+            self._count("lookups", "hit" if isinstance(answer, c.Hit) else answer.reason)
+        try:
+            self.context.bus.publish(message.reply, Json.encode(answer))
+        except b.BusError as error:
+            self.context.log.debug("cache_reply_lost", error=repr(error))
+
+    def _count(self, what: str, which: str) -> None:
+        self.context.metrics.counter(f"breakwater_cache_semantic_{what}_total", reason=which).add()
+
+    def _source(self) -> str:
+        return f"{self.kind}/{self.context.id}"
+
+    # --- vectors --------------------------------------------------------------------------------
+
+    async def _choose_embedder(self) -> None:
+        before, embeddings = self._embedder, self.config.embeddings
+        if self._given is not None:
+            chosen: Embedder | None = self._given
+        elif embeddings is None:
+            chosen = None
+        elif embeddings.model:
+            chosen = ThroughGateway(embeddings.model, self.context.bus, self.context.subjects)
+        else:
+            chosen = LocalEmbedder(embeddings.local, self.context.log)
+        if before is not None:
+            # Vectors of two models must not meet: the shards are read anew with what fits.
+            for shard in list(self._shards.values()):
+                await self._leave(shard)
+            await before.close()
+        self._embedder = chosen
+        self._remembered = Remembered()
+        self._keeper = Keeper(self.config, embedder="" if chosen is None else chosen.name)
+        if chosen is not None:
+            await chosen.start()
+            await self._learn()
+
+    async def _learn(self) -> None:
+        """What all labels of the cluster say of the thresholds; those that come later come as events."""
+
+        def fold(kept: b.Entry) -> None:
+            try:
+                label = msgspec.json.decode(kept.value or b"", type=c.Label)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return
+            if not label.veto and math.isfinite(label.score):
+                self._keeper.fold(label.model, label.score, same=label.same)
+
+        if not self._wanted():
+            return
+        try:
+            await (await self._bucket()).load("l", fold)
+        except b.BusClosed:
+            raise
+        except (b.BusError, TimeoutError) as error:
+            # Certified thresholds begin without labels then: nothing is served until there are enough.
+            self.context.log.warning("cache_labels_unread", error=repr(error))
+
+    async def _vector_of(
+        self, text: str, tenant: str, *, remember: bool = True
+    ) -> Vector | c.MissReason:
+        if self._embedder is None:
+            return "no_embedding"
+        made = await self._embedder.embed(text, tenant)
+        if isinstance(made, str):
+            return made
+        vector = unit(made, self._keeper.index.dimensions)
+        if vector is None:
+            return "vector"
+        if remember:
+            self._remembered.put(tenant, text, vector)
+        return vector
+
+    async def _make_lists(self, partition: str) -> None:
+        vectors = self._keeper.index.to_list(partition)
+        if vectors is None or partition in self._listing:
+            return
+        self._listing.add(partition)
+        try:
+            lists = await asyncio.to_thread(Lists, vectors)
+        finally:
+            self._listing.discard(partition)
+        self._keeper.index.adopt(partition, lists)
+
+    # --- shards ---------------------------------------------------------------------------------
+
+    def _wanted(self) -> bool:
+        """Some model has a semantic cache, and there is something to embed with."""
+        return self._embedder is not None and any(
+            model.cache.semantic is not None for model in self.config.models.values()
+        )
+
+    def _share(self) -> int:
+        """How many shards are ours to hold."""
+        now = self.context.clock.now()
+        self._peers = {id_: at for id_, at in self._peers.items() if now - at < 2 * LEASE_S}
+        return math.ceil(c.SHARDS / len({*self._peers, self.context.id}))
+
+    async def _lead(self) -> None:
+        pause_s = RENEW_S
+        while True:
+            await asyncio.sleep(pause_s)
+            if self.draining:
+                return
+            pause_s = RENEW_S if await self._campaign() else RETRY_S
+
+    async def _campaign(self) -> bool:
+        """Renew what is held, take what is free up to a fair share, give back what is above it."""
+        share = self._share() if self._wanted() else 0
+        known = True
+        for number in range(c.SHARDS):
+            name = str(number)
+            shard = self._shards.get(name)
+            if shard is None and len(self._shards) >= share:
+                continue
+            if shard is not None and len(self._shards) > share:
+                await self._leave(shard)
+                continue
+            lease = shard.lease if shard is not None else self._lease(name)
+            try:
+                held = await lease.hold()
+                if held and shard is None:
+                    await self._take_over(name, lease)
+                elif not held and shard is not None:
+                    await self._leave(shard)
+            except b.BusClosed:
+                raise
+            except (b.BusError, TimeoutError) as error:
+                known = False
+                self.context.log.warning("cache_lease_failed", shard=name, error=repr(error))
+                if shard is not None and not lease.held():
+                    await self._leave(shard)
+        return known
+
+    def _lease(self, name: str) -> Lease:
+        context = self.context
+        return Lease(context.bus, context.clock, f"cache-{name}", context.id, ttl_s=LEASE_S)
+
+    async def _take_over(self, name: str, lease: Lease) -> None:
+        keeper, wall = self._keeper, self.context.clock.wall()
+        keeper.drop_shard(name)
+        refused: dict[str, int] = {}
+        loaded = 0
+
+        def take(entry: b.Entry) -> None:
+            nonlocal loaded
+            if not (reason := self._load(name, entry, wall)):
+                loaded += 1
+            else:
+                refused[reason] = refused.get(reason, 0) + 1
+
+        store = await self._bucket()
+        await store.load(f"e.{name}", take)
+        await store.load(f"l.{name}", partial(self._load_label, name))
+        if self.draining:
+            return
+        bus, s = self.context.bus, self.context.subjects
+        shard = self._shards[name] = _Shard(name, lease)
+        for subject, handler in (
+            (s.cache_lookup.at(name), self._on_lookup),
+            (s.cache_store.at(name), self._on_store),
+            (s.cache_feedback.at(name), self._on_feedback),
+            (s.cache_stats.at(name), partial(self._on_stats, name)),
+            (s.cache_purge.at(name), partial(self._on_purge, name)),
+        ):
+            shard.subscriptions.append(await bus.subscribe(subject, handler, queue=self.kind))
+        self.context.log.info("cache_owns", shard=name, entries=loaded, refused=refused)
+
+    def _load(self, name: str, kept: b.Entry, wall: float) -> str:
+        try:
+            entry = decode_entry(kept.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return "malformed"
+        if kept.key != _entry_key(name, entry):
+            return "key"
+        return self._keeper.load(name, entry, now=wall)
+
+    def _load_label(self, name: str, kept: b.Entry) -> None:
+        try:
+            label = msgspec.json.decode(kept.value or b"", type=c.Label)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        self._keeper.add_label(name, label)
+
+    async def _leave(self, shard: "_Shard") -> None:
+        del self._shards[shard.name]
+        await shard.silence()
+        self._keeper.drop_shard(shard.name)
+        try:
+            await shard.lease.release()
+        except b.BusError as error:
+            self.context.log.warning("cache_lease_kept", shard=shard.name, error=repr(error))
+        self.context.log.info("cache_leaves", shard=shard.name)
+
+    # --- the bucket -----------------------------------------------------------------------------
+
+    async def _bucket(self) -> b.Store:
+        if self._store is None:
+            self._store = await self.context.bus.store(BUCKET)
+        return self._store
+
+    def _write(self, key: str, value: bytes | None, ttl_s: int | None) -> None:
+        if key not in self._unkept and len(self._unkept) >= UNKEPT_MAX:
+            self._count("refused", "unkept")
+            return
+        self._unkept[key] = value
+        self._ttl[key] = ttl_s
+        self._unkept_some.set()
+
+    async def _keep(self) -> None:
+        """Bring the bucket up to the index, the latest value of a key only."""
+        while not self.draining:
+            await self._unkept_some.wait()
+            self._unkept_some.clear()
+            while self._unkept and not self.draining:
+                try:
+                    async with asyncio.timeout(KEEP_CALL_S):
+                        await self._keep_one()
+                except b.BusClosed:
+                    raise
+                except (b.BusError, TimeoutError) as error:
+                    self.context.log.warning("cache_not_kept", error=repr(error))
+                    await asyncio.sleep(RETRY_S)
+
+    async def _keep_one(self) -> None:
+        key, value = next(iter(self._unkept.items()))
+        store = await self._bucket()
+        if value is None:
+            await store.delete(key)
+        else:
+            ttl_s = self._ttl.get(key)
+            try:
+                await store.create(key, value, ttl_s=ttl_s)
+            except b.WrongRevision:
+                known = await store.get(key)
+                if known is not None:
+                    await store.update(key, value, revision=known.revision, ttl_s=ttl_s)
+        if self._unkept.get(key) is value:
+            del self._unkept[key]
+            self._ttl.pop(key, None)
+
+    async def _sweep(self) -> None:
+        """What has expired leaves the index; the bucket forgets it by itself."""
+        while not self.draining:
+            await asyncio.sleep(SWEEP_S)
+            self._keeper.expire(self.context.clock.wall())
+            gauge = self.context.metrics.gauge
+            gauge("breakwater_cache_semantic_entries").set(len(self._keeper.index))
+            gauge("breakwater_cache_semantic_bytes").set(self._keeper.index.bytes)
+
+
+class _Shard:
+    def __init__(self, name: str, lease: Lease) -> None:
+        self.name = name
+        self.lease = lease
+        self.subscriptions: list[b.Subscription] = []
+
+    async def silence(self) -> None:
+        subscriptions, self.subscriptions = self.subscriptions, []
+        for subscription in subscriptions:
+            await subscription.drain()
+
+
+def _entry_key(shard: str, entry: Entry) -> str:
+    return f"e.{shard}.{entry.id}"
