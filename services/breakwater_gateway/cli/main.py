@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
     "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
+    "ladder": ("ladder_commands", "ladder", "Try what a model does when it cannot answer."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }
 

@@ -1,0 +1,313 @@
+"""A model's ladder walked in process and in virtual time: the real actors, providers that fail by script.
+
+No provider is called and no key is read: every deployment is one of the script's. What is down is the model's
+own deployments, and then, one after the other, the simple models of its ladder.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+import anyio
+import msgspec
+from msgspec import Struct, structs
+
+from breakwater_gateway.config import codec
+from breakwater_gateway.config.model import Config, Deployment, Model
+from breakwater_gateway.health.actor import Health
+from breakwater_gateway.router.actor import Router
+from breakwater_gateway.router.ladder import rungs_of
+from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.static_answers import Index
+from breakwater_gateway.runtime.actor import Actor, Context
+from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.clock import Clock
+from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
+from breakwater_gateway.runtime.metrics import Registry
+from breakwater_gateway.runtime.service import ConfigHolder, publish_config
+from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.virtual_time import VirtualTimeLoop
+from breakwater_gateway.worker.actor import Worker
+from breakwater_gateway.worker.http_client import (
+    Answer,
+    ConnectFailed,
+    Headers,
+    OriginStats,
+    Prepared,
+)
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
+from breakwater_protocol.subjects import Subjects
+
+PROVIDER_DOWN: Final = "provider down"
+RATE_LIMITED: Final = "rate limited"
+SLOW: Final = "slow first token"
+BUDGET: Final = "budget exhausted"
+OUTAGES: Final = (PROVIDER_DOWN, RATE_LIMITED, SLOW, BUDGET)
+
+ANSWER: Final = (
+    b'{"id":"trial","object":"chat.completion","created":0,"choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":"ok"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
+)
+STREAM: Final = (
+    b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"ok"},"finish_reason":null}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+)
+_SUBJECTS: Final = Subjects()
+_LONGEST_S: Final = 90_000.0
+
+
+class Walked(Struct, frozen=True):
+    """One request under one outage. Times are of the virtual clock."""
+
+    outage: str
+    also_down: tuple[str, ...]
+    """Simple models that are down as well."""
+    expected: str
+    rung: str
+    reason: str
+    status: int
+    attempts: int
+    after_s: float
+    ok: bool
+
+
+def walk(config: Config, model: Model, question: str) -> list[Walked]:
+    """Every outage, with each simple model of the ladder failing in turn."""
+    simple = [rung.model for rung in rungs_of(model.ladder) if rung.kind == "simple_model"]
+    found: list[Walked] = []
+    for outage in OUTAGES:
+        for down in range(1 if outage == BUDGET else len(simple) + 1):
+            trial = _Trial(config, model, outage, tuple(simple[:down]), question)
+            with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+                found.append(runner.run(trial.run()))
+    return found
+
+
+def expected(
+    config: Config, model: Model, outage: str, down: tuple[str, ...], question: str
+) -> str:
+    """The rung that should answer. Nothing is kept for a question that was never asked."""
+    for rung in rungs_of(model.ladder):
+        match rung.kind:
+            case "simple_model" if outage != BUDGET and rung.model not in down:
+                return rung.kind
+            case "static" if Index(config.static_answers).answer(question) is not None:
+                return rung.kind
+            case "error":
+                return rung.kind
+            case _:
+                pass
+    return "error"
+
+
+class _Trial:
+    def __init__(
+        self, config: Config, model: Model, outage: str, down: tuple[str, ...], question: str
+    ) -> None:
+        self._model = model
+        self._outage = outage
+        self._down = down
+        self._question = question
+        self._expected = expected(config, model, outage, down, question)
+        self._config = _scripted(config)
+        name = self._config.model(model.name)
+        own = {d.base_url for d in (name or model).deployments}
+        dead = {d.base_url for m in down for d in _deployments(self._config, m)}
+        self._provider = _Provider(own, dead, outage)
+
+    async def run(self) -> Walked:
+        bus = MemoryBus("trial", MemoryHub())
+        metrics, log = Registry(), _Quiet()
+        data = codec.encode(self._config)
+        await publish_config(bus, _SUBJECTS, data)
+        supervisor = Supervisor(
+            bus,
+            _SUBJECTS,
+            [
+                ActorSpec("health", Health),
+                ActorSpec("worker", self._worker),
+                ActorSpec("router", _Broke if self._outage == BUDGET else Router),
+            ],
+            ConfigHolder(data, codec.decode, log=log, metrics=metrics),
+            metrics=metrics,
+            log=log,
+            clock=Clock(seed=1),
+            signals=False,
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(supervisor.run)
+            while supervisor.ready():  # noqa: ASYNC110 - computed from parts, there is no event
+                await asyncio.sleep(0.05)
+            walked = await self._ask(bus)
+            tasks.cancel_scope.cancel()
+        return walked
+
+    def _worker(self, context: Context) -> Actor:
+        return Worker(context, client=self._provider, environment={})
+
+    async def _ask(self, bus: MemoryBus) -> Walked:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Message] = loop.create_future()
+
+        def hear(message: Message) -> None:
+            # Of a stream the first message says all there is to know.
+            if not answered.done():
+                answered.set_result(message)
+
+        inbox = bus.open_inbox(hear)
+        began = loop.time()
+        stream = self._outage == SLOW
+        body = {
+            "model": self._model.name.replace("*", "trial"),
+            "messages": [{"role": "user", "content": self._question}],
+            "stream": stream,
+        }
+        bus.publish(_SUBJECTS.chat.at("trial"), msgspec.json.encode(body), reply=inbox.subject)
+        async with asyncio.timeout(_LONGEST_S):
+            headers = (await answered).headers
+        rung = headers.get(h.RUNG, "error")
+        return Walked(
+            outage=self._outage,
+            also_down=self._down,
+            expected=self._expected,
+            rung=rung,
+            reason=headers.get(h.RUNG_REASON, ""),
+            status=int(headers.get(h.SERVICE_ERROR_CODE, "200")),
+            attempts=int(headers.get(h.ATTEMPTS, "0")),
+            after_s=round(loop.time() - began, 3),
+            ok=rung == self._expected,
+        )
+
+
+class _Quiet:
+    """What actors say of outages that we made is no news."""
+
+    def _nothing(self, event: str, **facts: object) -> None:
+        """Said to nobody."""
+
+    debug = info = warning = error = exception = _nothing
+
+
+class _Broke(Router):
+    """A router whose ledger grants nothing."""
+
+    def _begin(self, life: Life) -> None:
+        self._live[life.request_id] = life
+        self._gave_up(life, f.BudgetExhausted("the budget is exhausted", retry_after_s=3600.0))
+
+
+def _deployments(config: Config, name: str) -> tuple[Deployment, ...]:
+    model = config.model(name)
+    return () if model is None else model.deployments
+
+
+def _scripted(config: Config) -> Config:
+    """The same models, deployments and policies; of the hosts only that they are there."""
+    numbers = iter(range(10**9))
+    return structs.replace(
+        config,
+        budgets=(),
+        rate_limits=(),
+        models={
+            name: structs.replace(
+                model, deployments=tuple(_host(each, numbers) for each in model.deployments)
+            )
+            for name, model in config.models.items()
+        },
+    )
+
+
+def _host(deployment: Deployment, numbers: Iterator[int]) -> Deployment:
+    return structs.replace(
+        deployment,
+        provider="trial",
+        wire="openai",
+        base_url=f"http://trial-{next(numbers)}.invalid",
+        api_keys=(),
+        auth="none",
+        params=(),
+        quirks=(),
+        headers=(),
+        pool="",
+    )
+
+
+class _Scripted(Answer):
+    __slots__ = ("_pieces",)
+
+    def __init__(self, status: int, *pieces: bytes | None, wait_s: str = "") -> None:
+        super().__init__()
+        self.status = status
+        self.raw_headers = [(b"retry-after", wait_s.encode())] if wait_s else []
+        self._pieces = list(pieces)
+
+    @property
+    def buffered(self) -> int:
+        return sum(len(piece) for piece in self._pieces if piece is not None)
+
+    @property
+    def ended(self) -> bool:
+        return self._pieces == [None]
+
+    def close(self) -> None:
+        self._pieces = [None]
+
+    async def _raw_chunk(self) -> bytes | None:
+        if not self._pieces:
+            await asyncio.Event().wait()  # nothing more is ever said
+        return self._pieces[0] and self._pieces.pop(0)
+
+
+class _Prepared(Prepared):
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+class _Provider:
+    """An `HttpClient`: `own` hosts have the outage, `dead` ones refuse connections, all others answer."""
+
+    def __init__(self, own: set[str], dead: set[str], outage: str) -> None:
+        self._own = own
+        self._dead = dead
+        self._outage = outage
+
+    def prepare(
+        self, method: str, url: str, headers: Headers = (), *, http2: bool = True
+    ) -> Prepared:
+        del method, headers, http2
+        return _Prepared(url)
+
+    async def send(
+        self,
+        prepared: Prepared,
+        body: bytes = b"",
+        *,
+        headers: Headers = (),
+        connect_timeout_s: float = 5.0,
+        pool_timeout_s: float = 5.0,
+    ) -> Answer:
+        del headers, connect_timeout_s, pool_timeout_s
+        if not isinstance(prepared, _Prepared):
+            raise TypeError("prepared by another client")
+        host = prepared.url.removesuffix("/chat/completions")
+        if host in self._dead:
+            raise ConnectFailed("tcp", "refused by the script")
+        if host in self._own:
+            match self._outage:
+                case outage if outage == PROVIDER_DOWN:
+                    raise ConnectFailed("tcp", "refused by the script")
+                case outage if outage == RATE_LIMITED:
+                    return _Scripted(429, b'{"error":{"message":"too many"}}', None, wait_s="60")
+                case outage if outage == SLOW:
+                    return _Scripted(200)
+                case _:
+                    pass
+        return _Scripted(200, STREAM if b'"stream":true' in body else ANSWER, None)
+
+    def stats(self) -> list[OriginStats]:
+        return []
+
+    async def close(self) -> None:
+        return
