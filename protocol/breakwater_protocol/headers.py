@@ -36,6 +36,7 @@ ATTEMPTS: Final = "breakwater-attempts"
 COST_USD: Final = "breakwater-cost-usd"
 OVERHEAD_MS: Final = "breakwater-overhead-ms"
 BUDGET_REMAINING: Final = "breakwater-budget-remaining"
+CLAMPED: Final = "breakwater-clamped"
 PARTIAL: Final = "breakwater-partial"
 DROPPED_PARAMS: Final = "breakwater-dropped-params"
 

@@ -7,6 +7,7 @@ its end; each folder-mate in `desks/` deals with one other party.
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Final
 
 import anyio
@@ -17,6 +18,7 @@ from msgspec import Raw, Struct
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.identity.claims import Claims, held_against, opened, presented
 from breakwater_gateway.router.desks.attempts import Attempts
+from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.desks.cache import CacheDesk
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
 from breakwater_gateway.router.desks.measures import Measures
@@ -78,8 +80,10 @@ class _Meters(Struct, frozen=True):
 class Router(Actor):
     kind: ClassVar[str] = "router"
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, journals: Path | None = None) -> None:
+        """`journals`: where holders of leases keep their journals; None for none."""
         super().__init__(context)
+        self._books = Books(context, journals=journals)
         self._targets = Targets()
         self._live: dict[str, Life] = {}
         self._shedding = Shedding(context.config.limits.in_flight)
@@ -94,6 +98,7 @@ class Router(Actor):
             live=self._live,
             ended=self._end,
             gave_up=self._gave_up,
+            books=self._books,
         )
         self._mending = Mending(
             context,
@@ -167,6 +172,7 @@ class Router(Actor):
             await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
         ]
         tasks.start_soon(self._attempts.watch_workers)
+        tasks.start_soon(self._books.run)
 
     async def drain(self) -> None:
         self.draining = True
@@ -181,6 +187,7 @@ class Router(Actor):
         if self._watch is not None:
             await self._watch.close()
         await self._keys.close()
+        await self._books.close()
         await self.context.bus.flush()
 
     async def stop(self) -> None:
@@ -188,6 +195,7 @@ class Router(Actor):
         for life in list(self._live.values()):
             self._answer_failure(life, f.Overloaded("the router was stopped", retry_after_s=1.0))
         await self._tasks.cancel()
+        await self._books.close()
         self._attempts.stop()
 
     def on_config(self, config: Config, revision: int) -> None:
@@ -195,6 +203,7 @@ class Router(Actor):
         if config.limits.in_flight != self._shedding.capacity:
             self._shedding = Shedding(config.limits.in_flight)
         self._cache.on_config(config)
+        self._books.configure(config, revision)
         self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
         self._routing = Routing(config, self._targets.usage)
         self._measures.on_config(config)
@@ -238,6 +247,8 @@ class Router(Actor):
         self._targets.loads.fold(beat, self.context.clock.now())
         if beat.actor == self.kind and beat.id != self.context.id:
             self._cache.kept.peer_seen()
+        if beat.actor == "router" and self._books.rated:
+            self._books.heard_router(beat.id)
         if beat.actor == "worker":
             self._heard_worker.set()
 
@@ -313,6 +324,8 @@ class Router(Actor):
             life = self._admit(subject, api, message, options, request_id)
         else:
             life = options
+        if isinstance(life, Life) and self._books.rated:
+            life = self._books.admit(life) or life
         if isinstance(life, Life):
             self._begin(life)
         else:
@@ -436,7 +449,9 @@ class Router(Actor):
 
     def _gave_up(self, life: Life, failure: f.Failure) -> None:
         """The plan knows nothing more to try."""
-        if not self._mending.mend(life, failure):
+        if life.no_ladder:
+            self._answer_failure(life, failure)
+        elif not self._mending.mend(life, failure):
             self._walk.descend(life, failure)
 
     def _answer_failure(self, life: Life, failure: f.Failure) -> None:

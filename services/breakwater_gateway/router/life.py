@@ -6,6 +6,7 @@ from msgspec import Raw
 
 from breakwater_gateway.cache.key import Key
 from breakwater_gateway.config.model import Deployment, Model, RungKind
+from breakwater_gateway.router.charges import Charge, Hold
 from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.ladder import Ladder
@@ -39,10 +40,12 @@ class Timer(Protocol):
 class Call:
     """One attempt in a worker's hands."""
 
-    __slots__ = ("request", "started", "step", "timer", "worker")
+    __slots__ = ("hold", "request", "started", "step", "timer", "worker")
 
-    def __init__(self, request: str, step: Dispatch, worker: str) -> None:
+    def __init__(self, request: str, step: Dispatch, worker: str, hold: Hold | None = None) -> None:
         self.request = request
+        self.hold = hold
+        """What budgets reserved for it; None where nothing limits it."""
         self.step = step
         self.worker = worker
         self.started = False
@@ -59,6 +62,7 @@ class Life:
         "body",
         "call",
         "calls",
+        "charge",
         "claiming",
         "copies",
         "copies_inbox",
@@ -72,12 +76,15 @@ class Life:
         "inbox",
         "key",
         "ladder",
+        "late",
         "mended_at",
         "model",
         "native_headers",
+        "no_ladder",
         "notes",
         "options",
         "over",
+        "places",
         "plan",
         "provider_ms",
         "queued",
@@ -139,6 +146,14 @@ class Life:
         )
         self.inbox: Inbox | None = None
         self.timer: Timer | None = None
+        self.charge: Charge | None = None
+        """What budgets know of its cost; None until one asks."""
+        self.places: tuple[tuple[str, str], ...] = ()
+        """Where it counts as a concurrent request."""
+        self.no_ladder = False
+        """A budget that is used up answers itself."""
+        self.late: list[Call] = []
+        """Calls that were given up and whose cost is still to be told."""
         self.calls: list[Call] = []
         """Attempts in workers' hands: one, or two while a hedge runs."""
         self.call: Call | None = None
@@ -265,7 +280,7 @@ class Life:
             deployment=deployment.id,
             target=step.candidate.target,
             answer_to=self.reply,
-            body=Raw(self.body),
+            body=Raw(self.body if call.hold is None or not call.hold.body else call.hold.body),
             stream=self.stream,
             include_usage=self.usage_wanted,
             connect_s=min(timeouts.connect_s, left_s),

@@ -178,6 +178,14 @@ class Plan:
         tried.tries -= 1
         tried.at_once = True
 
+    def refused(self, candidate: Candidate, failure: f.Failure) -> None:
+        """The dispatched call may not be made: no budget affords it there. Another target may be cheaper."""
+        tried = self._tried_of(candidate)
+        self.envelope.attempts -= 1
+        tried.tries -= 1
+        tried.again = False
+        self.last = failure
+
     def failed(self, candidate: Candidate, failure: f.Failure, *, now: float, draw: float) -> None:
         """The dispatched call failed with nothing sent to the caller. `draw` is uniform in [0, 1)."""
         tried = self._failed = self._tried_of(candidate)

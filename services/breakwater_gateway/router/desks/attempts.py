@@ -13,7 +13,9 @@ from typing import Final, Protocol
 import msgspec
 
 from breakwater_gateway.config.model import Hedge
+from breakwater_gateway.router.charges import Hold
 from breakwater_gateway.router.copies import Copies
+from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.life import Call, Life, Timer
 from breakwater_gateway.router.plan import (
     Candidate,
@@ -40,6 +42,8 @@ _PING_MISSES_MAX: Final = 6
 _GRACE_S: Final = 0.5
 """How long after the deadline the worker's own timers may take to end the attempt."""
 _PROBE_EXTRA_S: Final = 5.0
+_LATE_S: Final = 2.0
+"""How long a call that was given up may take to tell what it had cost by then."""
 _BUSY_S: Final = 0.02
 """Before another worker is chosen, so that a fleet that is full is not asked in a circle."""
 
@@ -73,6 +77,7 @@ class Attempts:
         live: dict[str, Life],
         ended: Ended,
         gave_up: Callable[[Life, f.Failure], None],
+        books: Books,
     ) -> None:
         self.context = context
         self._targets = targets
@@ -80,6 +85,7 @@ class Attempts:
         self._live = live
         self._ended = ended
         self._gave_up = gave_up
+        self._books = books
         self._holding: dict[str, set[Call]] = {}
         """Calls in each worker's hands."""
         self._missed: dict[str, int] = {}
@@ -100,14 +106,40 @@ class Attempts:
         """The request is over: nothing of it is held, timed or listened for any more."""
         life.over = True
         for call in list(life.calls):
-            self._release(life, call)
+            self._release(life, call, late=True)
+        self._books.ended(life)
         self._leave_queue(life)
         if life.timer is not None:
             life.timer.cancel()
             life.timer = None
-        for inbox in (life.inbox, life.copies_inbox):
-            if inbox is not None:
-                inbox.close()
+        if life.copies_inbox is not None:
+            life.copies_inbox.close()
+        self._close_inbox(life)
+
+    def _close_inbox(self, life: Life) -> None:
+        """A call that was given up may still have to tell what it had cost by then."""
+        if life.over and not life.late and life.inbox is not None:
+            life.inbox.close()
+
+    def _await_cost(self, life: Life, call: Call) -> None:
+        life.late.append(call)
+        at = self.context.clock.now() + _LATE_S
+        self.context.clock.call_at(at, partial(self._settle_late, life, call, None))
+
+    def _settle_late(self, life: Life, call: Call, reply: Finished | None) -> None:
+        """Its last word, or none in time: then it counts at its maximum."""
+        if call in life.late and call.hold is not None:
+            life.late.remove(call)
+            self._books.settle(call.hold, reply)
+            self._close_inbox(life)
+
+    def _on_late(self, life: Life, reply: WorkReply) -> None:
+        for call in list(life.late):
+            if isinstance(reply, Finished) and (call.step.attempt, call.worker) == (
+                reply.attempt,
+                reply.worker,
+            ):
+                self._settle_late(life, call, reply)
 
     def stop(self) -> None:
         for inbox in self._pings.values():
@@ -130,7 +162,10 @@ class Attempts:
                         life.note("answer", now=now, reason="retry_budget")
                         self._give_up(life, life.plan.last or f.NoDeployment())
                         return
-                    if self._dispatch(life, step, now):
+                    if not self._books.active:
+                        if self._dispatch(life, step, now):
+                            return
+                    elif self._reserve(life, step, now):
                         return
                 case Claim(candidate):
                     self._claim(life, candidate)
@@ -191,17 +226,60 @@ class Attempts:
         """Another deployment may go on with the stream of which the caller has a part."""
         return life.copies is not None and life.copies.whole
 
-    def _dispatch(self, life: Life, step: Dispatch, now: float, reason: str = "") -> bool:
+    def _reserve(self, life: Life, step: Dispatch, now: float) -> bool:
+        """Dispatch it when budgets allow it. False: the plan is asked again, at once."""
+        deployment = self._targets.deployment(life.model, step.candidate.deployment)
+        found = self._books.reserve(life, deployment, partial(self._reserved, life, step))
+        if found is None:
+            life.note("wait", now=now, reason="budget")
+            return True
+        if isinstance(found, Hold):
+            return self._dispatch(life, step, now, hold=found)
+        return self._unaffordable(life, step, found)
+
+    def _reserved(self, life: Life, step: Dispatch, found: Hold | f.Failure) -> None:
+        """The budgets' word on an attempt that waited for it."""
+        if life.over:
+            if isinstance(found, Hold):
+                self._books.unmade(found)
+        elif isinstance(found, Hold):
+            if not self._dispatch(life, step, self.context.clock.now(), hold=found):
+                self.advance(life)
+        elif not self._unaffordable(life, step, found):
+            self.advance(life)
+
+    def _unaffordable(self, life: Life, step: Dispatch, failure: f.Failure) -> bool:
+        """True when that ends it."""
+        candidate, now = step.candidate, self.context.clock.now()
+        reason = f.kind(failure)
+        life.note("skip", now=now, deployment=candidate.deployment, reason=reason)
+        life.plan.refused(candidate, failure)
+        if life.no_ladder:
+            self._give_up(life, failure)
+        return life.no_ladder
+
+    def _dispatch(
+        self,
+        life: Life,
+        step: Dispatch,
+        now: float,
+        reason: str = "",
+        hold: Hold | None = None,
+    ) -> bool:
         """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
         clock, target = self.context.clock, step.candidate.target
         deployment = self._targets.deployment(life.model, step.candidate.deployment)
         worker = self._targets.loads.choose_worker(deployment.pool, clock.draw(), now=now)
         if worker is None:
+            if hold is not None:
+                self._books.unmade(hold)
             life.plan.turned_away(step.candidate)
             return False
         if not step.repeat:
             self._budget(life, step).request(now)
-        call = Call(life.request_id, step, worker)
+        if hold is not None:
+            self._books.note(life, deployment, hold)
+        call = Call(life.request_id, step, worker, hold)
         work = life.work(call, deployment, now=now)
         life.note(
             "dispatch",
@@ -225,11 +303,11 @@ class Attempts:
                 subjects.work.at(worker), subjects.work.encode(work), reply=reply
             )
         except MessageTooLarge as error:
-            self._release(life, call)
+            self._release(life, call, made=False)
             self._give_up(life, f.PayloadTooLarge(f"{error}: send a smaller body"))
         except BusError as error:
             self.context.log.warning("work_not_sent", request=life.request_id, error=repr(error))
-            self._release(life, call)
+            self._release(life, call, made=False)
             self._give_up(life, f.Overloaded("the gateway's bus is unavailable", retry_after_s=1.0))
         return True
 
@@ -259,7 +337,28 @@ class Attempts:
             life.note("skip", now=now, reason="retry_budget")
             return
         life.hedges += 1
-        self._dispatch(life, step, now, reason="hedge")
+        if not self._books.active:
+            self._dispatch(life, step, now, reason="hedge")
+            return
+        deployment = self._targets.deployment(life.model, step.candidate.deployment)
+        found = self._books.reserve(life, deployment, partial(self._hedge_reserved, life, step))
+        if found is not None:
+            self._hedge_reserved(life, step, found)
+
+    def _hedge_reserved(self, life: Life, step: Dispatch, found: Hold | f.Failure) -> None:
+        wanted = not life.over and not any(call.started for call in life.calls)
+        if isinstance(found, Hold):
+            if wanted:
+                now = self.context.clock.now()
+                self._dispatch(life, step, now, reason="hedge", hold=found)
+            else:
+                self._books.unmade(found)
+                life.plan.turned_away(step.candidate)
+        elif wanted:
+            life.no_ladder = False  # the first call may still answer
+            life.plan.refused(step.candidate, found)
+            if not life.calls:
+                self.advance(life)
 
     def _on_started(self, life: Life, call: Call, reply: str) -> None:
         """The first call of a request that has something to say is the one that answers."""
@@ -267,14 +366,14 @@ class Attempts:
         if reply:
             self._publish(reply, msgspec.json.encode(Leave(granted)), {})
         if not granted:
-            self._release(life, call)
+            self._release(life, call, late=True)
             return
         call.started = True
         life.call = call
         self._answered(call)
         for other in [other for other in life.calls if other is not call]:
             self._abandon(other, "hedge_lost")
-            self._release(life, other)
+            self._release(life, other, late=True)
 
     def _claim(self, life: Life, candidate: Candidate) -> None:
         """One probe per epoch in the whole cluster; one claim per epoch of this router."""
@@ -351,14 +450,16 @@ class Attempts:
     # ------------------------------------------------------------ replies
 
     def _on_reply(self, life: Life, message: Message) -> None:
-        if life.over:
+        if life.over and not life.late:
             return
         if message.no_responders:
+            if life.over:
+                return
             # The worker's subject has no listener: it was never asked.
             call = life.call
             if call is not None:
                 self._targets.loads.remove(call.worker)
-                self._release(life, call)
+                self._release(life, call, made=False)
                 life.plan.turned_away(call.step.candidate)
                 if not life.calls:
                     self.advance(life)
@@ -370,7 +471,8 @@ class Attempts:
             return
         call = life.held(reply.attempt, reply.worker)
         if call is None:
-            return  # of an attempt already given up
+            self._on_late(life, reply)  # of an attempt already given up
+            return
         if isinstance(reply, Started):
             self._on_started(life, call, message.reply)
             return
@@ -391,7 +493,7 @@ class Attempts:
                 f.retry_after_s(failure),
                 now=self.context.clock.now(),
             )
-        self._release(life, call)
+        self._release(life, call, reply)
         if reply.first_token_ms is not None and failure is None and life.model.hedge is not None:
             self._targets.first_tokens.add(call.step.candidate.target, reply.first_token_ms / 1000)
         if failure is None or reply.answered:
@@ -436,7 +538,7 @@ class Attempts:
 
     def _lost(self, life: Life, call: Call, failure: f.Failure) -> None:
         """The call's worker will not answer any more."""
-        self._release(life, call)
+        self._release(life, call, late=not isinstance(failure, f.WorkerLost))
         if life.over:
             return
         if call.started and not self._may_go_on(life):
@@ -498,10 +600,26 @@ class Attempts:
                 self._abandon(call, "worker_lost")
                 self._lost(life, call, f.WorkerLost("the worker that held the request is gone"))
 
-    def _release(self, life: Life, call: Call) -> None:
-        """The call is out of its worker's hands."""
+    def _release(
+        self,
+        life: Life,
+        call: Call,
+        reply: Finished | None = None,
+        *,
+        made: bool = True,
+        late: bool = False,
+    ) -> None:
+        """The call is out of its worker's hands. `reply`: its last word; `late`: that is still to come; not
+        `made`: no worker ever had it."""
         if not life.let_go(call):
             return
+        if call.hold is not None:
+            if not made:
+                self._books.unmade(call.hold)
+            elif late:
+                self._await_cost(life, call)
+            else:
+                self._books.settle(call.hold, reply)
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None

@@ -1,0 +1,275 @@
+"""What a request is charged to and how much of it at most: between its life and the holder's leases."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from breakwater_gateway.config.model import Budget, Config, RateLimit
+from breakwater_gateway.ledger.limits import Limits, accounts_of, paths_of
+from breakwater_gateway.pricing.cost import ModelPrice
+from breakwater_gateway.pricing.estimate import Ask, Bound, cost_of
+from breakwater_gateway.router.leases import UNITS, Need, Path, Refusal, Reservation, Ticket
+from breakwater_protocol import failures as f
+from breakwater_protocol.commands import Finished
+from breakwater_protocol.ledger import Account, Line, Scope, Unit, account_named
+
+RATE_S: Final = 60
+"""Rates are counted in windows of a minute."""
+PATHS_KEPT: Final = 50_000
+
+Who = tuple[str, str, str, str, str, str, str]
+"""Key, user, team, feature, organisation, provider, model."""
+
+
+class Rule(Struct, frozen=True):
+    """A budget or a rate limit, as the books know rules."""
+
+    scope: Scope
+    id: str
+    unit: Unit
+    hard: int
+    per: str
+    rolling_s: int = 0
+    timezone: str = "UTC"
+    soft: tuple[int, ...] = ()
+    action: str = "ladder"
+    is_rate: bool = False
+
+
+def rules_of(config: Config) -> list[Rule]:
+    """Rate limits a minute are budgets of a rolling minute: the same leases keep both."""
+    rules = [_rule(budget) for budget in config.budgets]
+    for limit in config.rate_limits:
+        if limit.requests is not None:
+            rules.append(_rate(limit, "requests", limit.requests))
+        if limit.tokens is not None:
+            rules.append(_rate(limit, "tokens", limit.tokens))
+    return rules
+
+
+def _rate(limit: RateLimit, unit: Unit, hard: int) -> Rule:
+    return Rule(limit.scope, limit.id, unit, hard, "rolling", RATE_S, action="refuse", is_rate=True)
+
+
+def _rule(budget: Budget) -> Rule:
+    return Rule(
+        budget.scope,
+        budget.id,
+        budget.unit,
+        budget.hard,
+        budget.per,
+        budget.rolling_s,
+        budget.timezone,
+        budget.soft,
+        budget.action,
+    )
+
+
+class Tariff(Struct, frozen=True):
+    """The paths of one caller at one provider, and what happens at their limits."""
+
+    paths: tuple[Path, ...]
+    units: frozenset[int]
+    clamps: frozenset[tuple[str, str]]
+    """Account and unit whose limit lowers max tokens before it refuses."""
+    refuses: frozenset[tuple[str, str]]
+    """Account and unit whose limit is answered at once, without the ladder."""
+
+
+_FREE: Final = Tariff((), frozenset(), frozenset(), frozenset())
+
+
+class Tariffs:
+    """Finds the tariff of a caller, remembered: equal paths are one path, with one set of leases.
+
+    Rates have paths of their own: their leases end with each step of their window, many times a minute.
+    """
+
+    def __init__(self, rules: Sequence[Rule], revision: int) -> None:
+        self._limits = [
+            Limits([rule for rule in rules if rule.is_rate is rate]) for rate in (False, True)
+        ]
+        self._revision = revision
+        self._known: dict[Who, Tariff] = {}
+        self._paths: dict[tuple[Line, ...], Path] = {}
+
+    def __bool__(self) -> bool:
+        return any(self._limits)
+
+    def of(self, who: Who) -> Tariff:
+        tariff = self._known.get(who)
+        if tariff is None:
+            if len(self._known) >= PATHS_KEPT:
+                self._known.clear()
+                self._paths.clear()
+            tariff = self._known[who] = self._make(who)
+        return tariff
+
+    def _make(self, who: Who) -> Tariff:
+        key, user, team, feature, org, provider, model = who
+        accounts = (
+            *accounts_of(
+                key=key, user=user, team=team, feature=feature, org=org, provider=provider
+            ),
+            Account("model", model),
+        )
+        paths = []
+        actions = []
+        for limits in self._limits:
+            found = paths_of(accounts, limits, self._revision)
+            for partition, lines in sorted(found.items()):
+                path = self._paths.get(lines)
+                if path is None:
+                    path = self._paths[lines] = Path(partition, lines)
+                paths.append(path)
+            actions += [
+                (account.name, rule.unit, rule.action)
+                for account in accounts
+                for rule in limits.of(account)
+            ]
+        if not paths:
+            return _FREE
+        return Tariff(
+            tuple(paths),
+            frozenset(unit for path in paths for unit in path.units),
+            frozenset((name, unit) for name, unit, action in actions if action == "clamp"),
+            frozenset((name, unit) for name, unit, action in actions if action == "refuse"),
+        )
+
+
+class Hold:
+    """One granted attempt: what was reserved for it, until it is settled."""
+
+    __slots__ = ("body", "bound", "clamped", "prices", "reservation")
+
+    def __init__(self, bound: Bound | None, prices: tuple[ModelPrice, ...]) -> None:
+        self.bound = bound
+        self.prices = prices
+        self.reservation: Reservation | None = None
+        self.body: bytes | None = None
+        """What the provider is sent in place of the caller's: with a number of tokens in it."""
+        self.clamped = 0
+        """Output tokens that a budget lowered it to."""
+
+
+class Charge:
+    """What is known of one request's cost, for all of its attempts."""
+
+    __slots__ = ("ask", "bodies", "body", "tickets", "who")
+
+    def __init__(self, who: Who, body: bytes, ask: Ask, tickets: dict[int, Ticket]) -> None:
+        self.who = who
+        """Its provider and model are each attempt's own."""
+        self.body = body
+        self.ask = ask
+        self.bodies: dict[int, bytes] = {}
+        """By the number of output tokens that is written into it."""
+        self.tickets = tickets
+
+
+def need_for(bound: Bound | None, tariff: Tariff) -> Need | None:
+    """What an attempt must reserve; None: it has no known price, and money is limited."""
+    if bound is None:
+        return (0, 0, 1)
+    if bound.nano_usd is None:
+        return None if 0 in tariff.units else (0, bound.tokens, 1)
+    return (bound.nano_usd, bound.tokens, 1)
+
+
+# --- what a call has cost -----------------------------------------------------------------------
+
+_NOT_MADE: Final = (f.WorkerBusy, f.ConnectFailed, f.CallerForbidden, f.CallerUnauthenticated)
+_REFUSED: Final = (
+    *(f.RateLimited, f.QuotaExhausted, f.RequestOverLimit, f.ContextLength, f.InvalidRequest),
+    *(f.PayloadTooLarge, f.KeyRejected, f.KeyForbidden, f.ModelNotFound, f.Overloaded),
+)
+_UNBILLED: Final = frozenset({500, 503, 529})
+"""Of a provider that failed before it answered. A 502 or 504 comes from something in front of a model that
+may have done its work."""
+
+
+def actual_of(hold: Hold, reply: Finished | None, units: frozenset[int]) -> Need | None:
+    """What the attempt has cost: the provider's usage, else the worker's own count; None when nobody knows."""
+    if reply is None:
+        return None
+    usage, failure = reply.usage, reply.failure
+    if usage is not None:
+        nano = reply.cost_nano_usd
+        if nano is None:
+            nano = cost_of(usage, hold.prices)
+        if nano is None and 0 in units:
+            return None
+        return (nano or 0, usage.input + usage.output, 1)
+    if isinstance(failure, _NOT_MADE):
+        return (0, 0, 0)
+    if isinstance(failure, _REFUSED) or (
+        isinstance(failure, f.ServerError) and failure.provider_status in _UNBILLED
+    ):
+        return (0, 0, 1)
+    return None
+
+
+# --- what is said of it -------------------------------------------------------------------------
+
+
+def amount_text(unit: str, amount: int) -> str:
+    """`1.25 usd`, `3000 tokens`: money to the nano-USD, without trailing zeros."""
+    if unit != "nano_usd":
+        return f"{amount} {unit}"
+    sign, amount = ("-", -amount) if amount < 0 else ("", amount)
+    whole, rest = divmod(amount, 10**9)
+    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") + " usd"
+
+
+def remaining_text(paths: Iterable[Path]) -> str:
+    """Of each unit the least that is left on any line, as far as is known here."""
+    least: dict[str, int] = {}
+    for path in paths:
+        for line, (available, _) in zip(path.lines, path.remaining, strict=False):
+            unit = UNITS.index(line.unit)
+            here = available + sum(lease.room(unit) for lease in path.leases)
+            least[line.unit] = min(here, least.get(line.unit, here))
+    return ", ".join(amount_text(unit, max(0, amount)) for unit, amount in least.items())
+
+
+def failure_of(refusal: Refusal) -> f.Failure:
+    """As a caller is told."""
+    match refusal.reason:
+        case "exhausted":
+            return _exhausted(refusal)
+        case "contended":
+            why = refusal.message or "the rest of a budget is held by calls in flight"
+            return f.BudgetContended(f"{why}: try again shortly", retry_after_s=1.0)
+        case "unreachable":
+            return f.BudgetContended(
+                "the budget ledger does not answer, and nothing is spent without it: try again"
+                " shortly, and see that `breakwater run ledger` is running",
+                retry_after_s=1.0,
+            )
+        case "refused":
+            return f.BudgetContended(
+                f"the budget ledger lends nothing: {refusal.message}", retry_after_s=5.0
+            )
+
+
+def _exhausted(refusal: Refusal) -> f.Failure:
+    waits = refusal.resets_in_s >= 0
+    retry_after_s = refusal.resets_in_s if waits else None
+    limit = amount_text(refusal.unit, refusal.limit)
+    whose = refusal.account if account_named(refusal.account).scope != "global" else "everybody"
+    if refusal.period.startswith(f"w:{RATE_S}/"):
+        return f.BudgetContended(
+            f"the rate limit of {whose}, {limit} a minute, is reached", retry_after_s=retry_after_s
+        )
+    left = amount_text(refusal.unit, refusal.remaining)
+    when = (
+        f"it resets in {round(refusal.resets_in_s)} s"
+        if waits
+        else "this request needs more than the whole of it"
+    )
+    return f.BudgetExhausted(
+        f"the budget of {whose} is used up: {left} of {limit} are left in period"
+        f" {refusal.period}, and this request may need more; {when}",
+        retry_after_s=retry_after_s,
+    )
