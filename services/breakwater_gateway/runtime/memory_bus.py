@@ -77,6 +77,10 @@ class MemoryHub:
     def add(self, pattern: str, queue: str, handler: Handler) -> Member:
         return self._interest.add(pattern, queue, handler)
 
+    def choose(self, choose: Callable[[int], int]) -> None:
+        """Another way to pick a queue group's member, from now on."""
+        self._choose = choose
+
     def remove(self, member: Member) -> None:
         self._interest.remove(member)
 

@@ -502,7 +502,9 @@ class Attempts:
         if call.started and not self._may_go_on(life):
             self._end_partial(life, failure)
             return
-        if isinstance(failure, f.WorkerBusy) and not failure.full:
+        # Of a target that is let at only a few at a time, a full worker is no news: back into the queue.
+        throttled = self._targets.release(call.step.candidate.target).phase != "open"
+        if isinstance(failure, f.WorkerBusy) and (throttled or not failure.full):
             now = self.context.clock.now()
             life.note("skip", now=now, reason="worker_busy")
             life.plan.turned_away(call.step.candidate)
