@@ -25,6 +25,8 @@ RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
 _SURE: Final = 0.5
 """The share of its age limit that a wait may be foreseen to take: those above may yet grow in number."""
+_BLIND_ROUNDS: Final = 4
+"""Of critical work, before anything is known of the pace: it may wait the longest."""
 _BUCKET_S: Final = 0.25
 _NEWS: Final = 0.3
 
@@ -132,11 +134,12 @@ class Admission(Generic[T]):
             if each == priority:
                 break
             above += self._rates[each] if self._rates is not None else 0.0
-        if self._rates is None:
-            # Nothing is known of the pace: as many may wait as are being served, about one call's time.
-            return 0.0 if ahead <= places else float("inf")
-        pace = sum(self._rates.values()) - above
-        return ahead / pace if pace > 0 else float("inf")
+        pace = 0.0 if self._rates is None else sum(self._rates.values())
+        if pace > 0:
+            return ahead / (pace - above) if pace > above else float("inf")
+        # Nothing is known of the pace: as many may wait as are served at once, about one call's time.
+        rounds = _BLIND_ROUNDS if priority == "critical" else 1
+        return 0.0 if ahead <= rounds * places else float("inf")
 
     def _retry_after(self) -> float:
         pace = sum(self._rates.values()) if self._rates is not None else 0.0
