@@ -265,6 +265,10 @@ class LoadBoard:
         """Some live worker takes work of this pool; every worker takes the pool `""`."""
         return bool(self._pool(pool))
 
+    def size(self, pool: str) -> int:
+        """How many live workers take work of this pool."""
+        return len(self._pool(pool))
+
     def choose_worker(
         self,
         pool: str,

@@ -345,3 +345,30 @@ async def test_a_body_in_one_piece_that_stops_in_the_middle_is_idle() -> None:
         assert reply.duration_ms == pytest.approx(3000, abs=10)
         await asyncio.sleep(0.1)
         assert not gateway.attempts[0].in_stall
+
+
+async def test_workers_share_what_a_deployment_bears() -> None:
+    async with stage(limited(5), actors=("worker", "worker-2")) as gateway:
+        await asyncio.sleep(1.0)
+        for number in range(4):
+            Order(gateway, request=f"r{number}", priority="critical")
+        for _ in range(3):
+            await gateway.provider.next_call()
+        await asyncio.sleep(0.1)
+        load = gateway.actor("worker").load()
+        assert load.targets["a"] == TargetLoad(in_flight=3, limit=3, queued=1)
+        # The other one dies: all of it is this one's.
+        gateway.kill("worker-2")
+        await gateway.provider.next_call()
+        assert gateway.actor("worker").load().targets["a"] == TargetLoad(in_flight=4, limit=5)
+
+
+async def test_a_worker_that_is_stopped_leaves_nobody_waiting() -> None:
+    async with worker(limited(1)) as gateway:
+        first, second = Order(gateway, request="r1"), Order(gateway, request="r2")
+        call = await gateway.provider.next_call()
+        await gateway.actor("worker").stop()
+        assert isinstance((await second.finished()).failure, f.WorkerBusy)
+        assert isinstance((await first.finished()).failure, f.WorkerLost)
+        assert call.aborted.is_set()
+        assert gateway.provider.calls.empty()

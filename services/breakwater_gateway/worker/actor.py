@@ -31,6 +31,7 @@ from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_gateway.worker import keys
 from breakwater_gateway.worker.attempt import AttemptClock
+from breakwater_gateway.worker.doors import Doors
 from breakwater_gateway.worker.endpoint import (
     Endpoint,
     endpoint,
@@ -38,7 +39,6 @@ from breakwater_gateway.worker.endpoint import (
     secrets_of,
 )
 from breakwater_gateway.worker.exchange import Asked, Exchange, Whole, open_exchange
-from breakwater_gateway.worker.gate import Gate
 from breakwater_gateway.worker.http_client import (
     Answer,
     AnswerTooLarge,
@@ -58,7 +58,7 @@ from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Leave, Started, Work
-from breakwater_protocol.events import Alert, AttemptFinished, RateLimits, TargetLoad
+from breakwater_protocol.events import Alert, AttemptFinished, RateLimits
 
 USER_AGENT: Final = f"breakwater/{__version__}"
 _COMMON_HEADERS: Final = (
@@ -106,7 +106,6 @@ class _Run:
         "due",
         "exchange",
         "finish_sent",
-        "gate",
         "graced",
         "left_at",
         "limits",
@@ -122,6 +121,7 @@ class _Run:
         "timer",
         "usage",
         "waited_s",
+        "waiting",
         "work",
     )
 
@@ -130,8 +130,8 @@ class _Run:
         self.reply = reply
         self.came_at = now
         self.clock = _clock_of(work, now, work.total_s)
-        self.gate: Gate[_Run] | None = None
-        """Where it waits for its place at the target."""
+        self.waiting = False
+        """For its place at the target."""
         self.deployment: Deployment | None = None
         self.exchange: Exchange | None = None
         self.task: asyncio.Task[None] | None = None
@@ -159,7 +159,6 @@ class _Run:
 
     def admitted(self, now: float) -> None:
         """It waited for its place at the target, and none of the timers but the last was for that."""
-        self.gate = None
         self.waited_s = now - self.came_at
         self.left_at = now
         self.clock = _clock_of(self.work, now, self.work.total_s - self.waited_s)
@@ -197,11 +196,7 @@ class Worker(Actor):
         self._lingering = TaskSet(context.log)
         """Streams whose last word is said and whose last byte is not here yet: no load of the worker."""
         self._live: dict[str, dict[int, _Run]] = {}
-        self._in_flight: dict[str, int] = {}
-        self._gates: dict[str, Gate[_Run]] = {}
-        """Of targets that have a limit, configured or found."""
-        self._waiting = 0
-        """Attempts that wait behind the gates, all of them together."""
+        self._doors: Doors[_Run] = Doors(context.clock, begin=self._begin, refuse=self._refuse)
         self._shedding = Shedding(0)
         self._deployments: dict[str, Deployment] = {}
         self._metered: set[str] = set()
@@ -224,6 +219,7 @@ class Worker(Actor):
         self._subscriptions = [
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
             await bus.subscribe(subjects.ping.at(own), self._on_ping),
+            await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(subjects.work.at(own), self._on_work),
         ]
 
@@ -237,7 +233,8 @@ class Worker(Actor):
         await self.context.bus.flush()
 
     async def stop(self) -> None:
-        """At once: every attempt in hand is cut and reported as lost."""
+        """At once: every attempt in hand is cut and reported as lost, and nobody waits any more."""
+        self._doors.close()
         await self._tasks.cancel()
         await self._lingering.cancel()
         await self._client.close()
@@ -248,7 +245,7 @@ class Worker(Actor):
         self._deployments = {d.id: d for m in models for d in m.deployments}
         self._metered = {d.id for m in models if m.strategy == "usage" for d in m.deployments}
         self._shedding = Shedding(self.capacity)
-        self._set_ceilings()
+        self._doors.configure(self._deployments.values())
         self._places.clear()
         self._prepared.clear()
 
@@ -261,26 +258,27 @@ class Worker(Actor):
             capacity=self.capacity,
             in_flight=self._held,
             pools=self._pools,
-            targets=self._target_loads(),
+            targets=self._doors.loads(),
         )
 
     @property
     def _held(self) -> int:
-        return len(self._tasks) + self._waiting
-
-    def _target_loads(self) -> dict[str, TargetLoad]:
-        loads = {t: TargetLoad(in_flight=n) for t, n in self._in_flight.items() if n}
-        for target, gate in self._gates.items():
-            in_flight = self._in_flight.get(target, 0)
-            if in_flight or gate.is_cut:
-                loads[target] = TargetLoad(in_flight, gate.limit, gate.waiting)
-        return loads
+        return len(self._tasks) + self._doors.waiting
 
     # ------------------------------------------------------------ messages
 
     def _on_ping(self, message: Message) -> None:
         if message.reply:
             self.context.bus.publish(message.reply, b"{}")
+
+    def _on_heartbeat(self, message: Message) -> None:
+        try:
+            beat = self.context.subjects.heartbeat.decode(message.data)
+        except msgspec.MsgspecError as error:
+            self.context.log.warning("bad_event", subject=message.subject, error=str(error))
+            return
+        if beat.actor == self.kind and beat.id != self.context.id:
+            self._doors.heard(beat)
 
     def _on_cancel(self, message: Message) -> None:
         try:
@@ -311,15 +309,9 @@ class Worker(Actor):
             # The same ask twice (a duplicate on the bus): the first one is under way.
             return
         self._live.setdefault(work.request, {})[work.attempt] = run
-        gate = self._gates.get(work.target)
-        if gate is None or gate.admits(self._in_flight.get(work.target, 0)):
-            self._begin(run)
-        else:
-            self._wait(run, gate, now)
+        self._doors.enter(run)
 
     def _begin(self, run: _Run) -> None:
-        work = run.work
-        self._in_flight[work.target] = self._in_flight.get(work.target, 0) + 1
         self._arm(run, run.clock.wake_at())
         run.task = self._tasks.spawn(self._attempt(run))
 
@@ -351,55 +343,8 @@ class Worker(Actor):
         run.due = due
         run.timer = self.context.clock.call_at(due, partial(self._on_timer, run))
 
-    # ------------------------------------------------------------ waiting for a place at a target
-
-    def _set_ceilings(self) -> None:
-        ceilings = {d.id: d.max_in_flight for d in self._deployments.values() if d.max_in_flight}
-        for target, gate in list(self._gates.items()):
-            gate.limiter.ceiling(ceilings.pop(target, None))
-            if gate.waiting:
-                self._let_in(gate, target)
-            elif gate.limiter.idle:
-                del self._gates[target]
-        self._gates.update({target: Gate(ceiling) for target, ceiling in ceilings.items()})
-
-    def _wait(self, run: _Run, gate: Gate[_Run], now: float) -> None:
-        work = run.work
-        retry_after_s, ousted = gate.offer(run, work.priority, now=now, deadline=now + work.total_s)
-        if retry_after_s is not None:
-            self._refuse(run, retry_after_s)
-            return
-        run.gate = gate
-        self._waiting += 1
-        if ousted is not None:
-            self._waiting -= 1
-            self._refuse(ousted, gate.retry_after_s(now))
-        self._watch(gate, work.target)
-
-    def _watch(self, gate: Gate[_Run], target: str) -> None:
-        """One timer for all that wait at the gate: the first of them that has waited too long."""
-        if gate.timer is not None:
-            gate.timer.cancel()
-            gate.timer = None
-        due = gate.next_expiry()
-        if due < float("inf"):
-            gate.timer = self.context.clock.call_at(due, partial(self._let_in, gate, target))
-
-    def _let_in(self, gate: Gate[_Run], target: str) -> None:
-        """A place is free, or somebody has waited too long."""
-        now = self.context.clock.now()
-        for late in gate.expired(now):
-            self._waiting -= 1
-            self._refuse(late, gate.retry_after_s(now))
-        while (run := gate.take(self._in_flight.get(target, 0), now)) is not None:
-            self._waiting -= 1
-            run.admitted(now)
-            self._begin(run)
-        self._watch(gate, target)
-
     def _refuse(self, run: _Run, retry_after_s: float) -> None:
-        """There is no place for it in time."""
-        run.gate = None
+        """There is no place for it at its target in time."""
         self._forget(run)
         message = f"{run.work.deployment} has as many calls as it bears, and no room to wait"
         self._report(run, f.WorkerBusy(message, retry_after_s=retry_after_s, full=True), partial="")
@@ -411,30 +356,9 @@ class Worker(Actor):
             if not live:
                 del self._live[run.work.request]
 
-    def _learn(self, run: _Run, failure: f.Failure | None) -> None:
-        """What the end of a call says of how many its target bears."""
-        work, clock, now = run.work, run.clock, self.context.clock.now()
-        gate = self._gates.get(work.target)
-        in_flight = self._in_flight.get(work.target, 0) + 1
-        if isinstance(failure, f.RateLimited):
-            if gate is None:
-                gate = self._gates[work.target] = Gate(None)
-            gate.limiter.throttled(in_flight=in_flight, sent_at=run.left_at, now=now)
-        elif gate is not None and failure is None:
-            first_s = clock.first - run.left_at if work.stream and clock.first else None
-            gate.limiter.answered(in_flight=in_flight, first_token_s=first_s, now=now)
-        if gate is None:
-            return
-        if gate.waiting:
-            self._let_in(gate, work.target)
-        elif gate.limiter.idle:
-            del self._gates[work.target]
-
     def _stop(self, run: _Run, failure: f.Failure) -> None:
-        if run.gate is not None:
-            run.gate.remove(run)
-            self._waiting -= 1
-            run.gate = None
+        if run.waiting:
+            self._doors.leave(run)
             self._forget(run)
             self._report(run, failure, partial="")
             return
@@ -462,13 +386,14 @@ class Worker(Actor):
             run.timer.cancel()
         self._forget(run)
         self._shedding.ended(self.context.clock.now())
-        left = self._in_flight[run.work.target] - 1
-        if left:
-            self._in_flight[run.work.target] = left
-        else:
-            del self._in_flight[run.work.target]
-        if self._gates or isinstance(failure, f.RateLimited):
-            self._learn(run, failure)
+        work, first = run.work, run.clock.first
+        self._doors.ended(work.target)
+        self._doors.learned(
+            work.target,
+            failure,
+            sent_at=run.left_at,
+            first_token_s=first - run.left_at if work.stream and first is not None else None,
+        )
         partial = ""
         if failure is not None and run.stream_open:
             run.usage = of_cut(
