@@ -135,6 +135,8 @@ def latency(
     ]
     if len(targets) > 1:
         first = Group(targets).first("latency", view, draw, ask)
+        if first.score is None:  # alone in its order
+            first = Ranked(first.deployment, scores[targets.index(first.deployment)])
         rest = [i for i, t in enumerate(targets) if t is not first.deployment]
         ordered = _by_score([targets[i] for i in rest], [scores[i] for i in rest], draw)
         return (first, *ordered)
@@ -197,12 +199,12 @@ class Group:
         """What calls under a name cost: prices do not change within the life of a group."""
 
     def first(self, strategy: StrategyName, view: TargetView, draw: Draw, ask: Ask = ANY) -> Ranked:
-        """As the first of the strategy's whole order, with the same chances."""
+        """As the first of the strategy's whole order, with the same chances; one alone needs no score."""
         targets = self.targets
+        if len(targets) == 1:
+            return Ranked(targets[0], None)
         match strategy:
             case "simple-shuffle":
-                if len(targets) == 1:
-                    return Ranked(targets[0], None)
                 at = bisect_right(self._cumulative, draw() * self._cumulative[-1])
                 return Ranked(targets[at], None)
             case "priority":
@@ -236,11 +238,9 @@ class Group:
 
     def _quicker_of_two(self, view: TargetView, draw: Draw, ask: Ask) -> Ranked:
         targets, sums = self.targets, self._cumulative
-        one = bisect_right(sums, draw() * sums[-1]) if len(targets) > 1 else 0
+        one = bisect_right(sums, draw() * sums[-1])
         a = targets[one]
         a_ms = view.latency_ms(a.id, stream=ask.stream)
-        if len(targets) == 1:
-            return Ranked(a, (UNTRIED if a_ms is None else a_ms) * (view.in_flight(a.id) + 1))
         # The second by weight among the others: the line of all weights without the first's piece.
         begin = sums[one - 1] if one else 0
         piece = sums[one] - begin
