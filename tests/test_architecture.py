@@ -33,6 +33,8 @@ MAY_TALK: Final = {
     f"{PROTOCOL}/client.py": "the client's shell; what it decides on is in answers.py",
     f"{GATEWAY}/router/desks/*": "the router's shells: each deals with one other party",
     f"{GATEWAY}/runtime/*": "the seams themselves: bus, clock, supervisor, HTTP server, logs",
+    f"{GATEWAY}/ledger/writer.py": "a partition's queue and appends, the actor's by the dozen",
+    f"{GATEWAY}/ledger/hooks.py": "calls the webhooks of budgets",
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
     f"{GATEWAY}/cache/embed/local.py": "the embedder's own process",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",

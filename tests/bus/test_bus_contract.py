@@ -669,6 +669,19 @@ async def test_an_empty_log_reads_as_empty(bus: Bus, root: str) -> None:
     assert await log.last(f"{root}.log.a") is None
 
 
+async def test_a_log_is_trimmed_to_its_last_messages(bus: Bus, root: str) -> None:
+    log = await log_of(bus, root)
+    seqs = dict.fromkeys("ab", 0)
+    for n in range(10):
+        name = "ab"[n % 2]
+        seqs[name] = await log.append(f"{root}.log.{name}", b"%d" % n, expected=seqs[name])
+    await log.trim(f"{root}.log.a", keep=2)
+    found = await log.read(f"{root}.log.*", after=0)
+    assert [each.data for each in found] == [b"1", b"3", b"5", b"6", b"7", b"8", b"9"]
+    await log.trim(f"{root}.log.a", keep=2)
+    assert await log.append(f"{root}.log.a", b"more", expected=seqs["a"]) > seqs["b"]
+
+
 async def test_too_large_a_record_is_refused(bus: Bus, root: str) -> None:
     log = await log_of(bus, root)
     with pytest.raises(MessageTooLarge):

@@ -237,7 +237,7 @@ async def test_services_answer_pings_and_say_what_they_serve(plain: Nats) -> Non
     heard = await plain.subscribe(inbox)
     await plain.publish("$SRV.PING", b"", reply=inbox)
     names: set[str] = set()
-    expected = {f"breakwater-{kind}" for kind in ("edge", "router", "worker", "health")}
+    expected = {f"breakwater-{kind}" for kind in ("edge", "router", "worker", "health", "ledger")}
     while not expected <= names:
         names.add(json.loads((await heard.next_msg(PATIENCE_S)).data)["name"])
     info = json.loads(

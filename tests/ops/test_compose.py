@@ -23,7 +23,9 @@ DOCKERFILE = (ROOT / "ops" / "Dockerfile").read_text()
 
 
 def test_there_is_one_service_for_nats_and_one_for_each_kind_of_actor() -> None:
-    assert set(SERVICES) == {"nats", "edge", "router", "worker", "health", "cache", "simulator"}
+    assert set(SERVICES) == {
+        *("nats", "edge", "router", "worker", "health", "ledger", "cache", "simulator")
+    }
 
 
 def test_the_nats_image_is_the_version_the_tests_run() -> None:

@@ -22,6 +22,7 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.config.yaml_tree import TEXT_MAX
 from breakwater_gateway.edge.actor import Edge, Listen
 from breakwater_gateway.health.actor import Health
+from breakwater_gateway.ledger.actor import Ledger
 from breakwater_gateway.router.actor import Router
 from breakwater_gateway.runtime.actor import Actor, Context
 from breakwater_gateway.runtime.bus import Bus, BusError, Message
@@ -298,6 +299,7 @@ class _Serving:
             "simulator": simulator,
             "health": Health,
             "cache": cache,
+            "ledger": Ledger,
             "worker": worker,
             "router": Router,
             "edge": edge,

@@ -38,6 +38,8 @@ from breakwater_gateway.runtime.embedded import (
 )
 from breakwater_gateway.runtime.logs import configure_logging, get_log
 
+SHARED: Final = ("health", "ledger", "cache")
+"""One of each serves all processes."""
 RESTART_S: Final = 1.0
 LEAVE_S: Final = 5.0
 POLL_S: Final = 0.05
@@ -74,9 +76,9 @@ async def run_up(plan: Up) -> int:
             server = OwnNats(await start_nats_server(plan.data, plan.nats_port))
             stack.push_async_callback(server.stop)
             url = server.url
-        kinds = ("simulator", "health", "cache") if config.simulator else ("health", "cache")
+        shared = ("simulator", *SHARED) if config.simulator else SHARED
         process = Process(
-            kinds=(*kinds, "worker", "router", "edge"),
+            kinds=(*shared, "worker", "router", "edge"),
             nats=url,
             name=f"up/{os.getpid()}",
             config_path=plan.config_path,
@@ -116,7 +118,7 @@ async def _serve_many(plan: Up, process: Process, announce: Announce) -> int:
         *(["--allow-open"] if plan.allow_open else []),
     ]
     single = [
-        *(kind for kind in process.kinds if kind in {"health", "cache", "simulator"}),
+        *(kind for kind in process.kinds if kind in {"simulator", *SHARED}),
         *("--simulator-port", str(process.simulator_port)),
         *(["--config", plan.config_path] if plan.config_path else []),
     ]

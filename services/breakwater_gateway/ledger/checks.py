@@ -16,6 +16,7 @@ from breakwater_protocol.ledger import (
     account_named,
     partition,
 )
+from breakwater_protocol.subjects import encode_token
 
 NAME_MAX: Final = 1_024
 ID_MAX: Final = 256
@@ -51,6 +52,7 @@ def bad_line(account: str, period: str, number: int) -> Refused | None:
         return Refused("malformed", f"the name of an account has {NAME_MAX} characters at most")
     try:
         named = account_named(account)
+        encode_token(account)  # its events have it in their subject
         parse_period(period)
     except UnknownZone as error:
         return Refused("unknown_zone", str(error))

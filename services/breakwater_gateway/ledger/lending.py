@@ -30,6 +30,7 @@ from breakwater_protocol.ledger import (
     Adjust,
     Amount,
     Close,
+    CommandReply,
     Contended,
     Correct,
     Done,
@@ -51,6 +52,7 @@ from breakwater_protocol.ledger import (
     Refused,
     Release,
     Reported,
+    ReportReply,
     Reports,
     Resume,
     Safe,
@@ -363,6 +365,8 @@ class Teller:
         return Done(0)
 
 
+Reply = LeaseReply | ReportReply | CommandReply
+
 _NOTHING: Final = Amount()
 _SAFE: Final = Refused(
     "safe_mode",
@@ -370,7 +374,7 @@ _SAFE: Final = Refused(
 )
 
 
-def with_seq(reply: LeaseReply | Reported | Done, seq: int) -> LeaseReply | Reported | Done:
+def with_seq(reply: Reply, seq: int) -> Reply:
     """The reply, now that everything it rests on is in the log up to `seq`."""
     match reply:
         case Granted() | Exhausted() | Contended() | Reported() | Done():

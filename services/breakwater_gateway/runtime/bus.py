@@ -232,6 +232,10 @@ class EventLog(Protocol):
         hole. Fewer than `limit` does not mean that there are no more; none does."""
         ...
 
+    async def trim(self, subject: str, *, keep: int) -> None:
+        """Forget all but the subject's last `keep` messages."""
+        ...
+
 
 class Subscription(Protocol):
     async def drain(self) -> None:
@@ -367,8 +371,11 @@ class Bus(Protocol):
         """
         ...
 
-    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> EventLog:
-        """The log of that name for the subject or pattern, created if needed; safe to call again."""
+    async def event_log(self, name: str, subject: str = "", *, max_bytes: int = -1) -> EventLog:
+        """The log of that name for the subject or pattern, created if needed; safe to call again.
+
+        Without a subject it is somebody else's, to read: it is not created and keeps its settings.
+        """
         ...
 
     async def publish_once(

@@ -146,7 +146,7 @@ class LocalFirst:
     async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
         return await self._bus.claim(subject, data, ttl_s=ttl_s)
 
-    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> EventLog:
+    async def event_log(self, name: str, subject: str = "", *, max_bytes: int = -1) -> EventLog:
         return await self._bus.event_log(name, subject, max_bytes=max_bytes)
 
     async def publish_once(

@@ -117,9 +117,10 @@ class MemoryHub:
         self._claims[subject] = loop.call_later(ttl_s, self._claims.pop, subject, None)
         return True
 
-    def kept_log(self, name: str, max_bytes: int) -> "KeptLog":
+    def kept_log(self, name: str, max_bytes: int | None) -> "KeptLog":
         log = self.logs.setdefault(name, KeptLog())
-        log.max_bytes = max_bytes
+        if max_bytes is not None:
+            log.max_bytes = max_bytes
         return log
 
     def _pick(self, group: Group) -> Member:
@@ -228,11 +229,12 @@ class MemoryBus:
         await self.reach()
         return self.hub.claim(subject, ttl_s)
 
-    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> "MemoryLog":
+    async def event_log(self, name: str, subject: str = "", *, max_bytes: int = -1) -> "MemoryLog":
         check_bucket(name, 1, None)
-        check_pattern(subject)
+        if subject:
+            check_pattern(subject)
         await self.reach()
-        return MemoryLog(self, self.hub.kept_log(name, max_bytes))
+        return MemoryLog(self, self.hub.kept_log(name, max_bytes if subject else None))
 
     async def publish_once(
         self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
@@ -315,6 +317,11 @@ class KeptLog:
     def last(self, subject: str) -> Stored | None:
         return next((each for each in reversed(self.messages) if each.subject == subject), None)
 
+    def trim(self, subject: str, keep: int) -> None:
+        seqs = [each.seq for each in self.messages if each.subject == subject]
+        gone = set(seqs[: max(0, len(seqs) - keep)])
+        self.messages[:] = [each for each in self.messages if each.seq not in gone]
+
     def append(self, subject: str, data: bytes, *, expected: int, at: float) -> int:
         last = self.last(subject)
         found = last.seq if last is not None else 0
@@ -358,6 +365,11 @@ class MemoryLog:
         start = bisect.bisect_right(messages, after, key=lambda each: each.seq)
         wanted = (each for each in messages[start:] if member.matches(each.subject.split(".")))
         return list(itertools.islice(wanted, min(limit, READ_MAX)))
+
+    async def trim(self, subject: str, *, keep: int) -> None:
+        check_subject(subject)
+        await self._bus.reach()
+        self._kept.trim(subject, keep)
 
 
 class _Kept:

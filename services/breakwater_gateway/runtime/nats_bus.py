@@ -303,13 +303,15 @@ class NatsBus:
                 return True
         return False
 
-    async def event_log(self, name: str, subject: str, *, max_bytes: int = -1) -> NatsLog:
+    async def event_log(self, name: str, subject: str = "", *, max_bytes: int = -1) -> NatsLog:
         """Raises `JetStreamOff` when the server has no JetStream."""
         check_bucket(name, 1, None)
-        check_pattern(subject)
+        if subject:
+            check_pattern(subject)
         config = log_stream(name, subject, max_bytes=max_bytes, replicas=self._replicas)
         jetstream = await self.jetstream()
-        await jetstream.ensure_stream(config)
+        if subject:
+            await jetstream.ensure_stream(config)
         return NatsLog(await self._open_side(), jetstream, config)
 
     async def publish_once(

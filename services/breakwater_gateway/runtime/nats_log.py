@@ -40,7 +40,6 @@ SUBJECT: Final = "Nats-Subject"
 TIME: Final = "Nats-Time-Stamp"
 BEFORE: Final = "Nats-Last-Sequence"
 READ_BYTES_MAX: Final = 16 * 1024 * 1024
-ONCE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 def log_stream(name: str, subject: str, *, max_bytes: int, replicas: int) -> StreamConfig:
@@ -67,7 +66,6 @@ def once_stream(first: str, *, replicas: int) -> StreamConfig:
         discard_new_per_subject=True,
         max_msgs_per_subject=1,
         max_age=ONCE_KEPT_S * SECOND_NS,
-        max_bytes=ONCE_BYTES_MAX,
         num_replicas=replicas,
         republish=Republish(src=f"_ONCE.{first}.*.{first}.>", dest=f"{first}.>"),
     )
@@ -102,7 +100,7 @@ class NatsLog:
             )
         except NoResponders:
             # No stream takes it: it is gone with its server's disk, or its leader is being elected.
-            await self._jetstream.ensure_stream(self.config)
+            await self._ensure()
             raise
 
     async def last(self, subject: str) -> Stored | None:
@@ -114,7 +112,7 @@ class NatsLog:
             if error.code == NO_MESSAGE:
                 return None
             if error.code == STREAM_NOT_FOUND:
-                await self._jetstream.ensure_stream(self.config)
+                await self._ensure()
                 return None
             raise
         kept = got.message
@@ -165,11 +163,24 @@ class NatsLog:
         finally:
             inbox.close()
         if fault == "status 503":
-            await self._jetstream.ensure_stream(self.config)
+            await self._ensure()
             return []
         if fault:
             raise BusError(f"{self.config.name}: {fault}")
         return found
+
+    async def _ensure(self) -> None:
+        """It is gone with its server's disk; an empty one is better than none."""
+        if self.config.subjects != ("",):
+            await self._jetstream.ensure_stream(self.config)
+
+    async def trim(self, subject: str, *, keep: int) -> None:
+        wanted = {"filter": subject, "keep": keep}
+        await self._jetstream.request(f"STREAM.PURGE.{self.config.name}", wanted, _Purged)
+
+
+class _Purged(Struct):
+    purged: int = 0
 
 
 def _stored(message: Message) -> Stored:
