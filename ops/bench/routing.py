@@ -78,7 +78,8 @@ def attempt(deployment: str, random: Random) -> AttemptFinished:
 
 def standing(count: int, strategy: StrategyName) -> tuple[Targets, Model]:
     """A router's view after some calls to everybody, with some under way."""
-    random, found, targets = Random(1), model(count, strategy), Targets()
+    random, found = Random(1), model(count, strategy)
+    targets = Targets(Config({found.name: found}))
     assume_workers(targets, Config({"m": found}), now=0.0)
     for round_ in range(5):
         for each in found.deployments:
@@ -153,7 +154,8 @@ def looks() -> None:
         ("capabilities declared", able, Options(), REQUEST),
         ("… and a picture of 1 MB", able, Options(), json.dumps(picture).encode()),
     ):
-        routing = Routing(Config({"m": each}), Targets().usage)
+        config = Config({"m": each})
+        routing = Routing(config, Targets(config).usage)
 
         def look(
             each: Model = each,

@@ -63,9 +63,11 @@ _PARAMETERS: Final[Mapping[str, Json]] = {
     "actor": {"description": f"The kind of actor. {_CODED}", "examples": ["router", "worker"]},
     "id": {"description": f"Unique among the actors of a cluster. {_CODED}"},
     "target": {
-        "description": f"Whose breaker it is: a deployment's id. {_CODED}",
-        "examples": ["openai=2Fgpt-4=2E1"],
+        "description": "Whose breaker it is: a deployment's id; with `#key2` after it, the second key of its"
+        f" pool; `@provider/region`, a provider in a region. {_CODED}",
+        "examples": ["openai=2Fgpt-4=2E1", "openai=2Fgpt-4=2E1=23key2", "=40openai=2Feu"],
     },
+    "action": {"description": "What to do.", "enum": ["list", "reset", "trip"]},
     "state": {
         "description": "The state entered.",
         "enum": sorted(get_args(events.BreakerState)),
@@ -240,6 +242,9 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
     "ReportReply": _Reply("The reports are in the log, or were not taken.", ledger.ReportReply),
     "QueryReply": _Reply("The books.", ledger.QueryReply),
     "CommandReply": _Reply("The change is in the log, or was refused.", ledger.CommandReply),
+    "BreakerReply": _Reply(
+        "The breakers as they are now, or why nothing was done.", commands.BreakerReply
+    ),
     "Metrics": _Reply(
         "One process's metrics, for others of the same version: their shape is no part of this.",
         {},
@@ -320,7 +325,8 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "operate": _Talk(("operator",), ("ledger",), ("CommandReply",)),
     "ledger_log": _Talk(("ledger",), ("ledger", "operator")),
     "budget": _Talk(("ledger",), _EVERYBODY, headers="EventHeaders"),
-    "probe": _Talk(("router",), ("stream",)),
+    "breaker": _Talk(("operator",), ("health",), ("BreakerReply",)),
+    "probe": _Talk(("router", "health"), ("stream",)),
 }
 _ROLES: Final[Mapping[str, str]] = {
     "client": "An application.",

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Raw, Struct
 
 from breakwater_protocol.chat import Usage
+from breakwater_protocol.events import BreakerState
 from breakwater_protocol.failures import Failure
 
 Priority = Literal["critical", "interactive", "batch"]
@@ -56,6 +57,10 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """Of the caller's own dialect (`anthropic-version`, …), for a provider of the same one."""
     refuse_dropped: bool = False
     """Refuse what the provider cannot express instead of naming it in `breakwater-dropped-params`."""
+    key_epoch: int = 0
+    """Of the key's breaker, as `epoch`; -1: the call does not speak for it."""
+    region_epoch: int = 0
+    """Of the provider-region's breaker."""
     traceparent: str = ""
     user: str = ""
     org: str = ""
@@ -131,3 +136,39 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
 
 class ProbeClaim(Struct, frozen=True):
     router: str
+
+
+class BreakerCommand(Struct, frozen=True, omit_defaults=True):
+    """Of an operator: `list`, `trip` or `reset` (the subject says which). Health's leader answers."""
+
+    target: str = ""
+    """A deployment's id, `<deployment>#key<n>` or `@<provider>/<region>`; empty for `list`: all."""
+    for_s: float | None = None
+    """Of `trip`: how long it stays open; None: as long as its own next opening would last."""
+
+
+class BreakerStatus(Struct, frozen=True, omit_defaults=True):
+    target: str
+    kind: str
+    """`deployment`, `key` or `region`."""
+    state: BreakerState
+    epoch: int = 0
+    cause: str = ""
+    """Of the last change; empty where there was none."""
+    until: float = 0.0
+    """Unix time at which an open one is probed."""
+    at: float = 0.0
+    """Unix time of the last change."""
+    share: float = 1.0
+    """Of the calls that may go there."""
+    window: int = 0
+    failures: int = 0
+    slow: int = 0
+
+
+class BreakerReply(Struct, frozen=True, omit_defaults=True):
+    """`error`: why nothing was done, else empty."""
+
+    breakers: list[BreakerStatus] = []
+    error: str = ""
+    leader: str = ""

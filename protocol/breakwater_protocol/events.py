@@ -25,10 +25,13 @@ class Evidence(Struct, frozen=True, omit_defaults=True):
 
 class BreakerChanged(Struct, frozen=True):
     target: str
+    """A deployment's id; `<deployment>#key2` is the second key of its pool; `@<provider>/<region>` the provider in
+    that region, for all deployments that are called there."""
     state: BreakerState
     cause: str
-    """`failure_rate`, `consecutive`, `slow_rate`, `probe_failed`, `probe_succeeded`, `open_elapsed`, `probe_expired`,
-    `resumed` (the leader met a later epoch than its own), `operator`."""
+    """`failure_rate`, `consecutive`, `slow_rate`, `ramp_failed`, `probe_failed`, `probe_succeeded`, `open_elapsed`,
+    `probe_expired`, `resumed` (the leader met a later epoch than its own), `operator`; of a provider-region also
+    `several_deployments`, of a key `key_refused` and `quota_exhausted`."""
     evidence: Evidence
     until: float
     """When an open target may be probed; 0 when closed."""
@@ -36,6 +39,8 @@ class BreakerChanged(Struct, frozen=True):
     """Grows with every change; results of calls permitted under another epoch are ignored."""
     previous: BreakerState
     at: float
+    ramp_until: float = 0.0
+    """Closed after an outage: until then a share of the calls only (`views.share`); 0: all of them."""
 
 
 class RateLimits(Struct, frozen=True, omit_defaults=True):
@@ -88,6 +93,13 @@ class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     """Timed out while the worker's own event loop was stalled: says nothing about the target."""
     limits: RateLimits | None = None
     """Where a strategy wants to know them."""
+    key: int = 0
+    """Which key of the deployment's pool it used, from 0."""
+    region: str = ""
+    key_epoch: int = 0
+    """As `epoch`, of the key's breaker; -1 where the call may not speak for it."""
+    region_epoch: int = 0
+    """Of the provider-region's."""
 
 
 class Decision(Struct, frozen=True, omit_defaults=True):

@@ -119,7 +119,9 @@ class Subjects:
         if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", root):
             raise BadToken(f"the subject root must be plain tokens joined by dots, not {root!r}")
         self.root = root
-        self._broadcast = tuple(f"{root}.{kind}." for kind in ("evt", "hb", "cancel", "metrics"))
+        self._broadcast = tuple(
+            f"{root}.{kind}." for kind in ("evt", "hb", "cancel", "metrics", "breaker")
+        )
 
         def subject(rest: str, carries: type[T], summary: str) -> Subject[T]:
             return Subject(f"{root}.{rest}", carries, summary)
@@ -209,6 +211,11 @@ class Subjects:
         )
         self.budget = subject(
             "evt.budget.{account}.{kind}", events.BudgetChanged, "A line of the books changed."
+        )
+        self.breaker = subject(
+            "breaker.{action}",
+            commands.BreakerCommand,
+            "An operator lists, trips or resets breakers; health's leader answers.",
         )
         self.probe = subject(
             "probe.{target}.{epoch}",

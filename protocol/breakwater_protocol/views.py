@@ -19,6 +19,9 @@ WORKERS_MAX: Final = 2_000
 TARGETS_PER_WORKER_MAX: Final = 5_000
 POOLS_PER_WORKER_MAX: Final = 64
 
+RAMP: Final = (0.10, 0.25, 0.50)
+"""The share of calls in each third of the ramp after an outage."""
+
 STALE_S: Final = 5.0
 """An open breaker this long past its `until` has no owner: it counts as half open."""
 
@@ -60,6 +63,10 @@ class BreakerBoard:
         self._hash = ""
         return True
 
+    def targets(self) -> tuple[str, ...]:
+        """Those that were heard of."""
+        return tuple(self._last)
+
     def last(self, target: str) -> BreakerChanged | None:
         return self._last.get(target)
 
@@ -86,6 +93,11 @@ class BreakerBoard:
         last = self._last.get(target)
         return last.until if last is not None and last.state == "open" else 0.0
 
+    def share(self, target: str, now_wall: float) -> float:
+        """Of the calls that may go there: less than 1 for a while after an outage."""
+        last = self._last.get(target)
+        return 1.0 if last is None or not last.ramp_until else share(last, now_wall)
+
     def remove(self, target: str) -> None:
         if self._last.pop(target, None) is not None:
             self._hash = ""
@@ -104,6 +116,18 @@ class BreakerBoard:
                 digest.update(f"{target}\0{last.state}\0{last.epoch}\n".encode("utf-8", "replace"))
             self._hash = digest.hexdigest()
         return self._hash
+
+
+def share(changed: BreakerChanged, now_wall: float) -> float:
+    """The ramp of a closed breaker: 10, 25, then 50 % over its thirds, then everything.
+
+    Computed by every reader from the one event, so that no further one can be lost.
+    """
+    if changed.state != "closed" or now_wall >= changed.ramp_until:
+        return 1.0
+    left = (changed.ramp_until - now_wall) / max(changed.ramp_until - changed.at, 1e-9)
+    steps = len(RAMP)
+    return RAMP[min(steps - 1, max(0, int((1.0 - left) * steps)))]
 
 
 class _Tally:

@@ -253,13 +253,13 @@ class Caller:
 
 
 class Wall:
-    """Unix time, which a test may move on."""
+    """Unix time, which passes with the loop's, and which a test may move on."""
 
     def __init__(self) -> None:
-        self._added = 0.0
+        self._added = time.time() - asyncio.get_running_loop().time()
 
     def __call__(self) -> float:
-        return time.time() + self._added
+        return asyncio.get_running_loop().time() + self._added
 
     def add(self, seconds: float) -> None:
         self._added += seconds

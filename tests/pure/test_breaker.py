@@ -3,24 +3,25 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from breakwater_gateway.config.model import BreakerPolicy
+from breakwater_gateway.health.baseline import Baseline
 from breakwater_gateway.health.breaker import (
+    HOLD_MAX_S,
     PROBES,
     SLOW_FLOOR_S,
     TRANSITIONS,
-    Baseline,
     Breaker,
+    Cause,
     Change,
     IllegalTransition,
-    Result,
-    Verdict,
-    judge,
 )
-from breakwater_protocol.events import AttemptFinished, BreakerState
+from breakwater_gateway.health.verdict import Result, Verdict, judge
+from breakwater_protocol.events import AttemptFinished, BreakerChanged, BreakerState, Evidence
+from breakwater_protocol.views import RAMP, share
 
 POLICY = BreakerPolicy()
 HALF = 0.5
@@ -59,7 +60,15 @@ def told(story: str, breaker: Breaker, now: float = 0.0) -> list[Change]:
         ("s f s f s f s f 31s s f", "closed"),  # but rates are of the window only
         ("f f f f f 1s", "open"),
         ("f f f f f 3.75s", "half_open"),  # 5 s times 0.75
-        ("f f f f f s s s s", "open"),  # calls under an open breaker's epoch do not close it
+        ("f f f f f s", "half_open"),  # an early probe
+        ("f f f f f f", "open"),
+        ("f f f f f n", "open"),
+        ("f f f f f s s s", "closed"),
+        ("f f f f f f 3.75s", "open"),  # failed, it makes the opening longer
+        ("f f f f f f 7.5s", "half_open"),
+        ("f f f f f 4s s s s f", "open"),  # within the ramp one failure is enough
+        ("f f f f f 4s s s s n f", "open"),
+        ("f f f f f 4s s s s 15s f f f f", "closed"),
         ("f f f f f 4s s", "half_open"),
         ("f f f f f 4s s s", "half_open"),
         ("f f f f f 4s s s s", "closed"),
@@ -157,7 +166,7 @@ def test_a_reset_forgives_what_had_gathered() -> None:
 
 def test_failures_from_before_an_opening_do_not_count_after_it() -> None:
     breaker = Breaker(POLICY, now=0.0)
-    told("f f f f f 4s s s s s s s s s f", breaker)
+    told("f f f f f 4s s s s 15s s s s s s f", breaker)
     assert breaker.state == "closed"
 
 
@@ -336,8 +345,10 @@ def test_a_new_owner_goes_on_with_what_is_left_of_an_opening() -> None:
 
 def test_an_adopted_opening_never_outlasts_the_cap_whatever_the_clocks_say() -> None:
     breaker = Breaker(POLICY, now=0.0)
-    breaker.adopt(state="open", epoch=1, cause="operator", open_for_s=1e9, left_s=1e9, now=0.0)
+    breaker.adopt(state="open", epoch=1, cause="consecutive", open_for_s=1e9, left_s=1e9, now=0.0)
     assert breaker.wake_at() == POLICY.open_cap_s
+    breaker.adopt(state="open", epoch=2, cause="operator", open_for_s=1e9, left_s=1e9, now=0.0)
+    assert breaker.wake_at() == HOLD_MAX_S
 
 
 def test_older_news_is_not_adopted() -> None:
@@ -388,8 +399,11 @@ class BreakerLaws(RuleBasedStateMachine):
         assert (change.previous, change.epoch) == (state, epoch + 1)
         assert (change.state, change.epoch) == (self.breaker.state, self.breaker.epoch)
         assert (change.until > 0) == (change.state == "open")
+        assert (change.ramp_until > 0) == (
+            (change.state, change.cause) == ("closed", "probe_succeeded")
+        )
         if change.cause == "probe_succeeded":
-            self.probes += 1
+            self.probes = 1 if change.previous == "open" else self.probes + 1
             assert (change.state == "closed") == (self.probes == PROBES)
         elif change.state != "half_open" or change.cause == "open_elapsed":
             self.probes = 0
@@ -428,9 +442,17 @@ class BreakerLaws(RuleBasedStateMachine):
         assert change.state == "half_open"
         self.note(change)
 
-    @rule(draw=st.floats(0, 0.999))
-    def an_operator_opens_it(self, draw: float) -> None:
-        self.note(self.breaker.trip(self.now, draw))
+    @rule(draw=st.floats(0, 0.999), for_s=st.none() | st.floats(0.001, 1e6))
+    def an_operator_opens_it(self, draw: float, for_s: float | None) -> None:
+        self.note(self.breaker.trip(self.now, draw, for_s))
+
+    @rule(
+        cause=st.sampled_from(("several_deployments", "key_refused", "quota_exhausted")),
+        for_s=st.none() | st.floats(0.001, 1e6),
+    )
+    def its_owner_opens_it(self, cause: Cause, for_s: float | None) -> None:
+        if self.breaker.state == "closed":
+            self.note(self.breaker.open(cause, self.now, 0.5, for_s))
 
     @rule()
     def an_operator_closes_it(self) -> None:
@@ -451,23 +473,32 @@ class BreakerLaws(RuleBasedStateMachine):
         ahead=st.integers(-3, 3),
         left_s=st.floats(-1e6, 1e6),
         open_for_s=st.floats(-1e6, 1e6),
+        cause=st.sampled_from(("open_elapsed", "operator", "probe_succeeded", "quota_exhausted")),
+        ramp_s=st.floats(-1e6, 1e6),
     )
     def another_owner_published(
-        self, state: BreakerState, ahead: int, left_s: float, open_for_s: float
+        self,
+        state: BreakerState,
+        ahead: int,
+        left_s: float,
+        open_for_s: float,
+        cause: Cause,
+        ramp_s: float,
     ) -> None:
         epoch = self.breaker.epoch + ahead
         adopted = self.breaker.adopt(
             state=state,
             epoch=epoch,
-            cause="open_elapsed",
+            cause=cause,
             open_for_s=open_for_s,
             left_s=left_s,
             now=self.now,
+            ramp_s=ramp_s,
         )
         assert adopted == (ahead > 0)
         if adopted:
             self.seen = (state, epoch)
-            self.probes = 0
+            self.probes = self.breaker.probed
         self.note(None)
 
     @invariant()
@@ -475,8 +506,54 @@ class BreakerLaws(RuleBasedStateMachine):
         wake_at = self.breaker.wake_at()
         assert (wake_at is None) == (self.breaker.state == "closed")
         if wake_at is not None:
-            assert wake_at <= self.latest + max(POLICY.open_cap_s, self.breaker.probe_s)
+            assert wake_at <= self.latest + HOLD_MAX_S
 
 
 TestBreakerLaws = BreakerLaws.TestCase
 TestBreakerLaws.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_a_failure_while_it_ramps_up_opens_it_for_longer() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    changes = told("f f f f f 4s s s s s s f", breaker)
+    closed, opened = changes[-2:]
+    assert (closed.state, closed.ramp_until) == ("closed", 4.0 + POLICY.ramp_s)
+    assert (opened.cause, opened.until) == ("ramp_failed", 4.0 + 7.5)
+
+
+def test_an_operators_word_says_how_long_and_costs_no_doubling() -> None:
+    breaker = Breaker(POLICY, now=0.0)
+    assert breaker.trip(0.0, HALF, 120.0).until == 120.0
+    assert breaker.record(Result(Verdict.healthy, breaker.epoch), 1.0, HALF) is None
+    breaker.reset(2.0)
+    assert breaker.trip(2.0, 0.999999).until == pytest.approx(7.0, rel=1e-4)
+
+
+def test_a_quota_is_over_when_the_provider_says_so() -> None:
+    breaker = Breaker(POLICY, now=0.0, probes=1)
+    assert breaker.open("quota_exhausted", 0.0, HALF, 90.0).until == 90.0
+    assert [change.state for change in told("90s s", breaker)] == ["half_open", "closed"]
+
+
+@given(
+    ramp_s=st.floats(0.001, 3_600),
+    times=st.lists(st.floats(-10, 4_000), min_size=2, max_size=20),
+)
+def test_the_ramp_never_falls_and_ends(ramp_s: float, times: list[float]) -> None:
+    at = 1_700_000_000.0
+    closed = BreakerChanged(
+        "t", "closed", "probe_succeeded", Evidence(), 0.0, 7, "half_open", at, at + ramp_s
+    )
+    shares = [share(closed, at + t) for t in sorted(times)]
+    assert shares == sorted(shares)
+    assert set(shares) <= {*RAMP, 1.0}
+    assert share(closed, at) == RAMP[0]
+    assert share(closed, at + ramp_s) == 1.0
+
+
+def test_the_ramp_takes_its_steps_in_thirds() -> None:
+    closed = BreakerChanged(
+        "t", "closed", "probe_succeeded", Evidence(), 0.0, 7, "half_open", 100.0, 115.0
+    )
+    steps = [share(closed, 100.0 + s) for s in (0.0, 4.9, 5.1, 9.9, 10.1, 14.9, 15.0)]
+    assert steps == [0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1.0]

@@ -41,7 +41,8 @@ async def no_look(url: str) -> tuple[Config, Targets]:
 
 async def live(url: str) -> tuple[Config, Targets]:
     assert url == "nats://there"
-    config, targets = load_text(CONFIG, source="there", environment={}), Targets()
+    config = load_text(CONFIG, source="there", environment={})
+    targets = Targets(config)
     assume_workers(targets, config, now=0.0)
     targets.fold(BreakerChanged("cheap", "open", "consecutive", Evidence(), 1e12, 1, "closed", 1.0))
     done = AttemptFinished(

@@ -27,7 +27,7 @@ async def look(nats_url: str) -> "tuple[Config, Targets]":
     try:
         config = load_stored(decode_stored(await fetch_live(nats_url)), os.environ)
         bus = await connect_nats(nats_url, name="cli/route", role="cli")
-        targets = Targets()
+        targets = Targets(config)
         try:
             await _listen(bus, config, targets)
         finally:

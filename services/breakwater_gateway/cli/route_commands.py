@@ -122,7 +122,7 @@ def _offline(file: str, *, as_json: bool) -> "tuple[Config, Targets]":
         )
     except ConfigError as error:
         output.fail(str(error), code=output.CONFIG, as_json=as_json)
-    targets = Targets()
+    targets = Targets(config)
     assume_workers(targets, config, now=time.monotonic())
     return config, targets
 

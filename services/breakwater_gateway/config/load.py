@@ -38,6 +38,7 @@ from breakwater_gateway.config.model import (
     Limits,
     Model,
     Price,
+    ProbeBy,
     QuirkValue,
     RetryPolicy,
     Semantic,
@@ -59,6 +60,7 @@ from breakwater_gateway.config.recovery import (
     read_static_answers,
 )
 from breakwater_gateway.config.routes import check_loops, read_routes
+from breakwater_gateway.config.targets import KEYS_MAX, RESERVED, key_target
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
@@ -327,7 +329,7 @@ class _Builder:
                     )
                     self._add(path, (line, column), message)
                 places.setdefault(id_, line)
-                self._check_token(id_, path, (line, column))
+                self._check_id(id_, path, (line, column))
         self._ids.update(places)
 
     def _model(self, name: str, entry: Named[Block]) -> Model:
@@ -482,16 +484,29 @@ class _Builder:
             count += 1
             id_ = f"{base}-{count}"
         self._made[base] = count
-        self._check_token(id_, path, at)
+        self._check_id(id_, path, at)
         self._ids.add(id_)
         return id_
 
-    def _check_token(self, text: str, path: Path, at: tuple[int, int]) -> None:
+    def _check_id(self, id_: str, path: Path, at: tuple[int, int]) -> None:
+        """It names a breaker, and so do its keys."""
+        if RESERVED.fullmatch(id_):
+            message = (
+                f"{shown(id_)} is no id: @... names a provider's region, and ...#key1 a key"
+                " of a deployment"
+            )
+            self._add(path, at, message)
+        if self._check_token(id_, path, at):
+            self._check_token(key_target(id_, KEYS_MAX - 1), path, at)
+
+    def _check_token(self, text: str, path: Path, at: tuple[int, int]) -> bool:
         """A name becomes one token of a subject (`subjects.encode_token`), which has a bound."""
         try:
             encode_token(text)
         except BadToken as bad:
             self._add(path, at, str(bad))
+            return False
+        return True
 
     # --- policies -------------------------------------------------------------------------------
 
@@ -535,6 +550,8 @@ class _Builder:
             consecutive=_or(block.get(keys.CONSECUTIVE), usual.consecutive),
             open_s=self._within(block, keys.OPEN, usual.open_s, bound=bound, path=path),
             open_cap_s=cap,
+            ramp_s=_or(block.get(keys.RAMP), usual.ramp_s),
+            probe=cast("ProbeBy", block.get(keys.PROBE) or usual.probe),
         )
 
     def _within(

@@ -37,6 +37,9 @@ AuthScheme = Literal[
 """Where a key goes: after `Bearer`, bare in the header of that name, or in the query as `key`. `sigv4` signs
 with AWS credentials, and is `bearer` where a deployment has a key; `none` sends no key at all."""
 
+ProbeBy = Literal["traffic", "active"]
+"""Who probes a half-open target: a request of a caller's, or, where none comes, a one-token call of ours."""
+
 QuirkValue = bool | int | str | tuple[str, ...]
 
 
@@ -135,6 +138,9 @@ class BreakerPolicy(Struct, frozen=True):
     consecutive: int = 5
     open_s: float = 5.0
     open_cap_s: float = 300.0
+    ramp_s: float = 15.0
+    """After an outage 10, 25, then 50 % of the calls come back over this long."""
+    probe: ProbeBy = "traffic"
 
 
 Veto = Literal["strict", "numbers", "off"]

@@ -112,6 +112,8 @@ def _model(model: Model) -> Plain:
             "consecutive": breaker.consecutive,
             "open": format_duration(breaker.open_s),
             "open_cap": format_duration(breaker.open_cap_s),
+            "ramp": format_duration(breaker.ramp_s),
+            "probe": breaker.probe,
         },
         **show_recovery(model),
         "cache": {

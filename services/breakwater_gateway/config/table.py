@@ -206,9 +206,23 @@ CONSECUTIVE: Final = Key(
 )
 OPEN: Final = Key("open", Duration(_DAY_S), "First time it stays open; default 5s.")
 OPEN_CAP: Final = Key("open_cap", Duration(_DAY_S), "Longest time it stays open; default 5m.")
+RAMP: Final = Key(
+    "ramp",
+    Duration(3_600),
+    "After an outage calls come back over this long, 10, 25, 50, then 100 %; default 15s.",
+)
+PROBE: Final = Key(
+    "probe",
+    Choice(("traffic", "active")),
+    "How a half-open target is probed: by callers' requests, or, active, where none comes for two"
+    " seconds, by a one-token call, which costs; default traffic.",
+)
 BREAKER: Final = Key(
     "breaker",
-    Section("a breaker", (WINDOW, MIN_REQUESTS, FAILURE_RATE, CONSECUTIVE, OPEN, OPEN_CAP)),
+    Section(
+        "a breaker",
+        (WINDOW, MIN_REQUESTS, FAILURE_RATE, CONSECUTIVE, OPEN, OPEN_CAP, RAMP, PROBE),
+    ),
     "When a deployment is left alone.",
 )
 

@@ -12,11 +12,14 @@ from typing import ClassVar, Final
 import msgspec
 from anyio.abc import TaskGroup
 
-from breakwater_gateway.config.model import Config, Model
-from breakwater_gateway.health.breaker import PROBE_GRACE_S, Breaker, Change, judge
+from breakwater_gateway.config.model import Config
+from breakwater_gateway.health.breaker import Change
+from breakwater_gateway.health.lease import CALL_S, Lease
+from breakwater_gateway.health.orders import Operator
+from breakwater_gateway.health.prober import Prober
+from breakwater_gateway.health.ward import Moved, Ward
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import (
-    Bus,
     BusClosed,
     BusError,
     Message,
@@ -24,26 +27,14 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
     WrongRevision,
 )
-from breakwater_gateway.runtime.clock import Clock
 from breakwater_protocol.cloudevents import headers_for
-from breakwater_protocol.events import BreakerChanged, BreakerState
+from breakwater_protocol.events import Alert, BreakerChanged, BreakerState
 from breakwater_protocol.subjects import BadToken, decode_token, encode_token
 from breakwater_protocol.views import BreakerBoard
 
 HEALTH_BUCKET: Final = "bw_health"
-LEASE_BUCKET: Final = "bw_lease"
-LEASE_KEY: Final = "health"
-
-LEASE_S: Final = 2
-"""A dead leader is replaced within this and a renewal's interval; whole seconds, as TTLs of KV are."""
-LEASE_MARGIN_S: Final = 0.2
-"""A leader stops this much before its lease ends, so that two never publish at once."""
 RENEW_S: Final = 0.6
-RENEW_CALL_S: Final = 0.5
 RENEW_RETRY_S: Final = 0.1
-"""One renewal may time out, and the next still comes before the lease ends."""
-CALL_S: Final = 1.5
-"""Any other call to the store that takes longer has failed."""
 KEEP_RETRY_S: Final = 0.5
 DRAIN_S: Final = 2.0
 
@@ -57,8 +48,10 @@ class Health(Actor):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._board = BreakerBoard()
-        self._breakers: dict[str, Breaker] = {}
-        self._lease = _Lease(context.bus, context.clock, context.id)
+        self._ward = Ward()
+        self._lease = Lease(context.bus, context.clock, context.id)
+        self._prober = Prober(context, self._ward)
+        self._operator = Operator(context, self._ward, self._board)
         self._leading = False
         self._timer: asyncio.TimerHandle | None = None
         # Targets whose last value in the bucket is not what the board says.
@@ -76,6 +69,8 @@ class Health(Actor):
         self._subscriptions = [
             await bus.subscribe(subjects.health.any(), self._on_health),
             await bus.subscribe(subjects.attempt.any(), self._on_attempt),
+            await bus.subscribe(subjects.heartbeat.any(), self._prober.on_heartbeat),
+            await bus.subscribe(subjects.breaker.any(), self._on_command),
         ]
         await self._campaign()
         tasks.start_soon(self._lead)
@@ -96,11 +91,13 @@ class Health(Actor):
             # The lease runs out by itself, and the next leader heard the events.
             self.context.log.warning("health_handover_failed", error=repr(error))
         self._follow("drained")
+        await self._prober.close()
         self._unkept_some.set()
 
     async def stop(self) -> None:
         self.draining = True
         self._follow("stopped")
+        await self._prober.close()
         self._unkept_some.set()
 
     def on_config(self, config: Config, revision: int) -> None:
@@ -121,20 +118,16 @@ class Health(Actor):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._bad_event(message, error)
             return
-        breaker = self._breakers.get(event.target)
-        if breaker is None:
-            return  # an attempt under a configuration that is gone, or not here yet
-        now, result = self.context.clock.now(), judge(event)
+        now = self.context.clock.now()
         if not self._leads():
-            breaker.observe(result, now)
+            self._ward.observe(event, now)
             return
-        if result.epoch > breaker.epoch:
-            change = breaker.catch_up(result.epoch)
-        else:
-            change = breaker.record(result, now, self.context.clock.draw())
-        if change is not None:
-            self._publish(event.target, change)
-            self._arm()
+        self._act(self._ward.record(event, now, self.context.clock.draw()))
+
+    def _on_command(self, message: Message) -> None:
+        """Of an operator. Whoever follows keeps silent: the leader answers, or nobody."""
+        if self._leads():
+            self._act(self._operator.obey(message))
 
     def _on_health(self, message: Message) -> None:
         try:
@@ -158,26 +151,11 @@ class Health(Actor):
     # What it decides.
 
     def _cover(self, config: Config) -> None:
-        """One breaker for each deployment of the configuration, and none besides."""
-        now = self.context.clock.now()
-        targets: dict[str, Model] = {
-            deployment.id: model
-            for model in config.models.values()
-            for deployment in model.deployments
-        }
-        for target, model in targets.items():
-            probe_s = model.timeouts.total_s + PROBE_GRACE_S
-            slow_s = model.timeouts.first_token_s
-            breaker = self._breakers.get(target)
-            if breaker is None:
-                self._breakers[target] = Breaker(
-                    model.breaker, now=now, probe_s=probe_s, slow_s=slow_s
-                )
-                self._show(target, "closed")
-            else:
-                breaker.retune(model.breaker, probe_s=probe_s, slow_s=slow_s)
-        for target in [known for known in self._breakers if known not in targets]:
-            del self._breakers[target]
+        """Breakers for what the configuration holds, and none besides."""
+        made, gone = self._ward.cover(config, self.context.clock.now())
+        for target in made:
+            self._show(target, "closed")
+        for target in {*gone, *(t for t in self._board.targets() if t not in self._ward)}:
             self._board.remove(target)
             self._show(target, None)
             self._unkept_now(target)
@@ -187,12 +165,18 @@ class Health(Actor):
         self._timer = None
         if not self._leads():
             return
-        now = self.context.clock.now()
-        for target, breaker in self._breakers.items():
-            change = breaker.tick(now)
-            if change is not None:
-                self._publish(target, change)
+        self._act(self._ward.tick(self.context.clock.now()))
         self._arm()
+
+    def _act(self, moved: list[Moved]) -> None:
+        for target, change in moved:
+            self._publish(target, change)
+            if change.state == "open":
+                self._alert(target, change)
+            elif change.state == "half_open":
+                self._prober.watch(target, self._leads)
+        if moved:
+            self._arm()
 
     def _arm(self) -> None:
         """One timer serves all breakers: it rings when the first of them wants to be told the time."""
@@ -201,17 +185,15 @@ class Health(Actor):
             self._timer = None
         if not self._leading:
             return
-        first = min(
-            (at for breaker in self._breakers.values() if (at := breaker.wake_at()) is not None),
-            default=None,
-        )
+        first = self._ward.wake_at()
         if first is not None:
             self._timer = self.context.clock.call_at(first, self._wake)
 
     def _publish(self, target: str, change: Change) -> None:
         context = self.context
         at = context.clock.wall()
-        until = at + change.until - context.clock.now() if change.state == "open" else 0.0
+        ahead = at - context.clock.now()
+        until = ahead + change.until if change.state == "open" else 0.0
         changed = BreakerChanged(
             target=target,
             state=change.state,
@@ -221,6 +203,7 @@ class Health(Actor):
             epoch=change.epoch,
             previous=change.previous,
             at=at,
+            ramp_until=ahead + change.ramp_until if change.ramp_until else 0.0,
         )
         self._board.fold(changed)
         self._unkept_now(target)
@@ -257,7 +240,7 @@ class Health(Actor):
 
     def _adopt(self, changed: BreakerChanged) -> bool:
         """Follow what a leader published; wall times become what is left of them."""
-        breaker = self._breakers.get(changed.target)
+        breaker = self._ward.breaker(changed.target, self.context.clock.now())
         if breaker is None:
             return False
         opened = changed.state == "open"
@@ -268,11 +251,40 @@ class Health(Actor):
             open_for_s=changed.until - changed.at if opened else 0.0,
             left_s=changed.until - self.context.clock.wall() if opened else 0.0,
             now=self.context.clock.now(),
+            ramp_s=changed.ramp_until - self.context.clock.wall() if changed.ramp_until else 0.0,
         )
         if adopted:
             self._board.fold(changed)
             self._show(changed.target, changed.state)
         return adopted
+
+    def _alert(self, target: str, change: Change) -> None:
+        """A key that is refused needs a person; once for each time it opens, not for each probe that fails."""
+        if change.cause == "key_refused":
+            kind, what = "auth", "was refused (401 or 403) twice in a row"
+        elif change.cause == "quota_exhausted" and change.previous == "closed":
+            kind, what = "quota", "has no quota left"
+        else:
+            return
+        context, at = self.context, self.context.clock.wall()
+        alert = Alert(
+            kind=kind,
+            message=f"the provider key {target} {what}: calls go to other keys until it answers",
+            at=at,
+            source=f"{self.kind}/{context.id}",
+            target=target,
+        )
+        context.log.warning("key_out", target=target, cause=change.cause)
+        try:
+            context.bus.publish(
+                context.subjects.alert.at(kind),
+                context.subjects.alert.encode(alert),
+                headers=headers_for(
+                    Alert, alert.source, at, f"{context.id}.{encode_token(target)}.{change.epoch}.a"
+                ),
+            )
+        except BusError as error:
+            context.log.warning("alert_lost", target=target, error=repr(error))
 
     def _show(self, target: str, state: BreakerState | None) -> None:
         for each in _STATES:
@@ -327,19 +339,19 @@ class Health(Actor):
                 target = await self._read_kept(store, key)
             if target is not None:
                 kept.add(target)
-        for target, breaker in self._breakers.items():
+        for target, breaker in self._ward.breakers.items():
             # Heard of as a follower, but its leader died before it was kept.
             if breaker.epoch and target not in kept:
                 self._unkept_now(target)
         if self.draining or not self._lease.held():
             return
         self._leading = True
-        self.context.log.info("health_leads", targets=len(self._breakers), kept=len(kept))
+        self.context.log.info("health_leads", targets=len(self._ward), kept=len(kept))
         now = self.context.clock.now()
-        for target, breaker in self._breakers.items():
-            change = breaker.decide(now, self.context.clock.draw())
-            if change is not None:
-                self._publish(target, change)
+        for target, breaker in list(self._ward.breakers.items()):
+            self._act(self._ward.decide(target, now, self.context.clock.draw()))
+            if breaker.state == "half_open":
+                self._prober.watch(target, self._leads)
         self._arm()
 
     async def _read_kept(self, store: Store, key: str) -> str | None:
@@ -349,7 +361,7 @@ class Health(Actor):
         except BadToken:
             self.context.log.warning("health_key_ignored", key=key[:200])
             return None
-        if target not in self._breakers:
+        if target not in self._ward:
             await store.delete(key)
             return None
         entry = await store.get(key)
@@ -364,7 +376,8 @@ class Health(Actor):
         if changed.target != target:
             return None
         self._adopt(changed)
-        return target if changed.epoch == self._breakers[target].epoch else None
+        breaker = self._ward.breakers.get(target)
+        return target if breaker is not None and changed.epoch == breaker.epoch else None
 
     def _follow(self, why: str) -> None:
         """Stop deciding."""
@@ -425,59 +438,4 @@ class Health(Actor):
     async def _bucket(self) -> Store:
         if self._store is None:
             self._store = await self.context.bus.store(HEALTH_BUCKET)
-        return self._store
-
-
-class _Lease:
-    """The right to decide, by a key with a short life in `bw_lease`. At most one holder at a time."""
-
-    def __init__(self, bus: Bus, clock: Clock, holder: str) -> None:
-        self._bus = bus
-        self._clock = clock
-        self._holder = holder.encode()
-        self._store: Store | None = None
-        self._revision: int | None = None
-        self._until = 0.0
-
-    def held(self) -> bool:
-        return self._clock.now() < self._until
-
-    async def hold(self) -> bool:
-        """Renew it, or take it if it is free. Raises `BusError` or `TimeoutError` when that is not known."""
-        # A renewal must leave time for another; whoever has nothing to lose may wait for a slow disk.
-        async with asyncio.timeout(RENEW_CALL_S if self.held() else CALL_S):
-            store = await self._bucket()
-            for _ in range(2):
-                # Its life begins when the server takes it, so not before now.
-                asked_at = self._clock.now()
-                try:
-                    if self._revision is None:
-                        self._revision = await store.create(LEASE_KEY, self._holder, ttl_s=LEASE_S)
-                    else:
-                        self._revision = await store.update(
-                            LEASE_KEY, self._holder, revision=self._revision, ttl_s=LEASE_S
-                        )
-                except WrongRevision:
-                    entry = await store.get(LEASE_KEY)
-                    if entry is None or entry.value != self._holder:
-                        self._revision = None
-                        self._until = 0.0
-                        break
-                    # A renewal of ours that was never confirmed, or an earlier life under this name.
-                    self._revision = entry.revision
-                else:
-                    self._until = asked_at + LEASE_S - LEASE_MARGIN_S
-                    break
-        return self.held()
-
-    async def release(self) -> None:
-        if self._revision is not None and self.held():
-            self._until = 0.0
-            self._revision = None
-            store = await self._bucket()
-            await store.delete(LEASE_KEY)
-
-    async def _bucket(self) -> Store:
-        if self._store is None:
-            self._store = await self._bus.store(LEASE_BUCKET)
         return self._store

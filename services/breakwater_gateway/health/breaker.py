@@ -3,6 +3,11 @@
     closed --failure_rate, consecutive, slow_rate--> open --open_elapsed--> half_open
     half_open --probe_succeeded--> half_open, at the third --> closed
     half_open --probe_failed--> open (longer)      half_open --probe_expired--> half_open
+    open --probe_succeeded--> half_open            open --probe_failed--> open (longer)
+
+The last two are of an early probe: where a model has nothing else, one call may be made while its least
+bad target is open. Closed after an outage it ramps up: until then a share of the calls comes, and a single
+failure opens it again.
 
 Every change has a new, larger epoch. A call is permitted under the epoch its router saw, and its result
 counts only while that epoch lasts: a call that began before the breaker opened says nothing about the
@@ -15,18 +20,23 @@ that never reports expires.
 Which laws hold is in `tests/pure/test_breaker.py`. `now` is monotonic seconds, `draw` is uniform in [0, 1).
 """
 
-from enum import Enum
 from math import floor, log2
 from typing import Final, Literal, NamedTuple
 
 from breakwater_gateway.config.model import BreakerPolicy
+from breakwater_gateway.health.baseline import Baseline
+from breakwater_gateway.health.verdict import Result, Verdict
 from breakwater_gateway.health.window import Counts, Window
-from breakwater_protocol.events import AttemptFinished, BreakerState, Evidence
+from breakwater_protocol.events import BreakerState, Evidence
 
 Cause = Literal[
     "failure_rate",
     "consecutive",
     "slow_rate",
+    "several_deployments",
+    "key_refused",
+    "quota_exhausted",
+    "ramp_failed",
     "open_elapsed",
     "probe_succeeded",
     "probe_failed",
@@ -40,11 +50,21 @@ TRANSITIONS: Final[frozenset[tuple[BreakerState, Cause, BreakerState]]] = frozen
         ("closed", "failure_rate", "open"),
         ("closed", "consecutive", "open"),
         ("closed", "slow_rate", "open"),
+        ("closed", "ramp_failed", "open"),
+        # Of a provider-region, and of a key.
+        ("closed", "several_deployments", "open"),
+        ("closed", "key_refused", "open"),
+        ("closed", "quota_exhausted", "open"),
+        ("half_open", "quota_exhausted", "open"),
         ("open", "open_elapsed", "half_open"),
         ("half_open", "probe_succeeded", "half_open"),
         ("half_open", "probe_succeeded", "closed"),
         ("half_open", "probe_failed", "open"),
         ("half_open", "probe_expired", "half_open"),
+        # An early probe.
+        ("open", "probe_succeeded", "half_open"),
+        ("open", "probe_succeeded", "closed"),
+        ("open", "probe_failed", "open"),
         # An operator may force either end from anywhere.
         ("closed", "operator", "open"),
         ("open", "operator", "open"),
@@ -66,6 +86,9 @@ PROBES: Final = 3
 HEALTHY_S: Final = 60.0
 """So long closed, and one doubling of the open time is forgiven."""
 
+HOLD_MAX_S: Final = 86_400.0
+"""The longest that an operator, or a quota, keeps a target closed to calls."""
+
 DOUBLINGS_MAX: Final = 30
 """2^30 times any open time is past any cap."""
 
@@ -77,31 +100,15 @@ SLOW_FACTOR: Final = 4.0
 SLOW_FLOOR_S: Final = 1.0
 """A first token within a second is never slow: for the fastest targets four times the usual is noise."""
 
+_HELD: Final = frozenset({"operator", "quota_exhausted"})
+"""Openings whose length somebody else decides: they say nothing about the next."""
+
 EPOCH_MAX: Final = 2**53 - 1
 """The largest integer that every reader of JSON keeps."""
 
 
 class IllegalTransition(AssertionError):
     """The breaker tried a move that is not in `TRANSITIONS`."""
-
-
-class Verdict(Enum):
-    """What one call says about its target."""
-
-    healthy = "healthy"
-    failed = "failed"
-    nothing = "nothing"
-    """The caller left, a stall of ours, a 429 or a refused key: neither for nor against the target."""
-
-
-class Result(NamedTuple):
-    """A finished call, as far as a breaker cares."""
-
-    verdict: Verdict
-    epoch: int = 0
-    """The one its permit was taken under."""
-    first_token_s: float | None = None
-    """Of a streamed answer; None when it says nothing about speed."""
 
 
 class Change(NamedTuple):
@@ -112,72 +119,8 @@ class Change(NamedTuple):
     until: float
     """When an open breaker will be probed, in the clock of `now`; 0 when it is not open."""
     evidence: Evidence
-
-
-# Outcomes that are about the caller, a worker, a key or a quota, not about the target's health.
-_SAYS_NOTHING: Final = frozenset(
-    {
-        "cancelled",
-        "rate_limited",
-        "quota_exhausted",
-        "key_rejected",
-        "key_forbidden",
-        "worker_busy",
-        "worker_lost",
-        "total_timeout",
-        "budget_exhausted",
-        "budget_contended",
-        "no_deployment",
-        "internal",
-    }
-)
-
-
-def judge(event: AttemptFinished) -> Result:
-    """What a published attempt says. A refusal that is the request's own fault (400, 404, 413, 422,
-    context length, content filter) speaks for the target: it answered as it should."""
-    if event.in_stall or (event.outcome in _SAYS_NOTHING and not event.against_target):
-        verdict = Verdict.nothing
-    elif event.against_target:
-        verdict = Verdict.failed
-    else:
-        verdict = Verdict.healthy
-    # An answer in one piece has its first byte when it is whole: its length, not the target's speed.
-    first_ms = event.first_token_ms if event.stream else None
-    return Result(verdict, event.epoch, None if first_ms is None else first_ms / 1000)
-
-
-class Baseline:
-    """A running estimate of the 95th percentile, in constant space.
-
-    Each sample moves the estimate by a factor: up by 0.95 of a step, down by 0.05 of it, which balances
-    where 5 % lie above (Ma, Muthukrishnan and Sandler, "Frugal streaming for estimating quantiles",
-    2013, in ratios). A burst of ten slow calls moves it by a fifth, so it cannot hide itself; a target
-    that is slower for good is accepted after some seventy calls.
-    """
-
-    QUANTILE: Final = 0.95
-    STEP: Final = 0.02
-    WARM: Final = 20
-    """Samples before it is believed; until then it is their maximum."""
-
-    __slots__ = ("_samples", "_value")
-
-    def __init__(self) -> None:
-        self._samples = 0
-        self._value = 0.0
-
-    def add(self, sample: float) -> None:
-        if self._samples < self.WARM:
-            self._samples += 1
-            self._value = max(self._value, sample)
-        elif sample > self._value:
-            self._value *= 1 + self.STEP * self.QUANTILE
-        else:
-            self._value *= 1 - self.STEP * (1 - self.QUANTILE)
-
-    def p95(self) -> float | None:
-        return self._value if self._samples >= self.WARM else None
+    ramp_until: float = 0.0
+    """Closed after an outage: until then only a share of the calls, in the clock of `now`; else 0."""
 
 
 class Breaker:
@@ -185,11 +128,12 @@ class Breaker:
 
     `observe` takes evidence in and never changes state: a standby does only that. `record` is `observe`
     and then `decide`. `probe_s` is the longest a probe may take, `slow_s` the first token that is late
-    whatever the baseline (both from the model's timeouts).
+    whatever the baseline (both from the model's timeouts). `probes`: successes that close it again.
     """
 
     __slots__ = (
         "_baseline",
+        "_cause",
         "_closed_at",
         "_consecutive",
         "_doublings",
@@ -198,6 +142,8 @@ class Breaker:
         "_probe",
         "_probe_until",
         "_probed",
+        "_probes",
+        "_ramp_until",
         "_until",
         "_window",
         "epoch",
@@ -213,6 +159,7 @@ class Breaker:
         now: float,
         probe_s: float = 60.0 + PROBE_GRACE_S,
         slow_s: float = 10.0,
+        probes: int = PROBES,
     ) -> None:
         self.state: BreakerState = "closed"
         self.epoch = 0
@@ -227,6 +174,9 @@ class Breaker:
         self._doublings = 0
         self._until = 0.0
         self._probed = 0
+        self._probes = probes
+        self._ramp_until = 0.0
+        self._cause = ""
         self._probe: Verdict | None = None
         self._probe_until = 0.0
 
@@ -242,12 +192,12 @@ class Breaker:
         now = self._clamp(now)
         if result.epoch != self.epoch:
             return False
-        if self.state == "half_open":
+        if self.state == "half_open" or (self.state == "open" and self._cause != "operator"):
+            # Under these epochs nothing is called but the one probe, and an open one's early probe.
             if self._probe is None:
                 self._probe = result.verdict
             return True
         if self.state == "open" or result.verdict is Verdict.nothing:
-            # Calls under an open breaker's epoch are last resorts; only a probe may speak for it.
             return False
         failed = result.verdict is Verdict.failed
         self._consecutive = self._consecutive + 1 if failed else 0
@@ -261,13 +211,39 @@ class Breaker:
     def decide(self, now: float, draw: float) -> Change | None:
         """Act on the evidence: at once in `record`, or when a standby becomes the owner."""
         now = self._clamp(now)
-        if self.state == "half_open":
+        if self.state != "closed":
             return self._decide_probe(now, draw)
-        if self.state == "closed":
-            cause = self._trip_cause(self._window.counts(now))
-            if cause is not None:
-                return self._open(cause, now, draw)
-        return None
+        cause = self.trouble(now)
+        return None if cause is None else self._open(cause, now, draw)
+
+    def trouble(self, now: float) -> Cause | None:
+        """What a closed breaker should open for; None: nothing, or it is not closed."""
+        now = self._clamp(now)
+        return self._trip_cause(self._window.counts(now), now) if self.state == "closed" else None
+
+    @property
+    def probed(self) -> int:
+        """Probes that succeeded since it opened last."""
+        return self._probed
+
+    @property
+    def consecutive(self) -> int:
+        """Failures in a row, up to the last call."""
+        return self._consecutive
+
+    def succeeds(self, now: float) -> bool:
+        """Closed, and the last call in its window was answered."""
+        counts = self._window.counts(self._clamp(now))
+        return self.state == "closed" and not self._consecutive and counts.calls > counts.failures
+
+    def open(self, cause: Cause, now: float, draw: float, for_s: float | None = None) -> Change:
+        """Its owner found the cause outside its window (`key_refused`, `quota_exhausted`,
+        `several_deployments`); `for_s` is how long it lasts where that is known."""
+        return self._open(cause, self._clamp(now), draw, for_s)
+
+    def forgive(self) -> None:
+        """What was seen so far is explained by another scope."""
+        self._forget()
 
     def wake_at(self) -> float | None:
         """When `tick` has something to do, in the clock of `now`; None: only a result can change anything."""
@@ -287,9 +263,9 @@ class Breaker:
             return self._half_open("probe_expired", now)
         return None
 
-    def trip(self, now: float, draw: float) -> Change:
-        """An operator opens it, for as long as its own next opening would last."""
-        return self._open("operator", self._clamp(now), draw)
+    def trip(self, now: float, draw: float, for_s: float | None = None) -> Change:
+        """An operator opens it, for so long, or for as long as its own next opening would last."""
+        return self._open("operator", self._clamp(now), draw, for_s)
 
     def reset(self, now: float) -> Change:
         """An operator closes it and forgives its past."""
@@ -305,35 +281,40 @@ class Breaker:
         open_for_s: float,
         left_s: float,
         now: float,
+        ramp_s: float = 0.0,
     ) -> bool:
         """Take over what another owner published, unless it is older than what is known here.
 
         `open_for_s` is how long that opening lasts in all and `left_s` how much of it is left; both 0
-        when the state is not open.
+        when the state is not open. `ramp_s` is what is left of the ramp of one that is closed.
         """
         now = self._clamp(now)
         if not self.epoch < epoch <= EPOCH_MAX:
             return False
         match state:
             case "open":
-                self._doublings = self._doublings_after(open_for_s)
+                cap_s = HOLD_MAX_S
+                if cause not in _HELD:
+                    self._doublings = self._doublings_after(open_for_s)
+                    cap_s = self._policy.open_cap_s
                 # However far the clocks of two owners are apart, an opening never outlasts the cap.
-                self._until = now + min(max(0.0, left_s), self._policy.open_cap_s)
+                self._until = now + min(max(0.0, left_s), cap_s)
             case "half_open":
                 if cause == "open_elapsed":
                     self._probed = 0
                 elif cause == "probe_succeeded":
-                    self._probed = min(self._probed + 1, PROBES - 1)
+                    self._probed = min(self._probed + 1, self._probes - 1)
                 self._doublings = max(1, self._doublings)
                 self._probe_until = now + self.probe_s
             case "closed":
                 if cause == "operator":
                     self._doublings = 0
                 self._closed_at = now
+                self._ramp_until = now + min(max(0.0, ramp_s), self._policy.ramp_s)
         if state != self.state:
             self._forget()
         self._probe = None
-        self.state, self.epoch = state, epoch
+        self.state, self.epoch, self._cause = state, epoch, cause
         return True
 
     def catch_up(self, seen: int) -> Change | None:
@@ -342,6 +323,7 @@ class Breaker:
             return None
         self.epoch = seen
         self._probe = None
+        self._ramp_until = 0.0
         return self._move("resumed", self.state, self._now)
 
     def retune(self, policy: BreakerPolicy, *, probe_s: float, slow_s: float) -> None:
@@ -372,20 +354,24 @@ class Breaker:
         verdict, self._probe = self._probe, None
         match verdict:
             case Verdict.healthy:
-                self._probed += 1
-                if self._probed >= PROBES:
-                    return self._close("probe_succeeded", now)
+                self._probed = 1 if self.state == "open" else self._probed + 1
+                if self._probed >= self._probes:
+                    return self._close("probe_succeeded", now, ramp_s=self._policy.ramp_s)
                 return self._half_open("probe_succeeded", now)
             case Verdict.failed:
                 return self._open("probe_failed", now, draw)
+            case Verdict.nothing if self.state == "open":
+                return None
             case Verdict.nothing:
                 # The probe is spent and told nothing: let another be claimed without waiting for it.
                 return self._half_open("probe_expired", now)
             case None:
                 return None
 
-    def _trip_cause(self, counts: Counts) -> Cause | None:
+    def _trip_cause(self, counts: Counts, now: float) -> Cause | None:
         policy = self._policy
+        if self._consecutive and now < self._ramp_until:
+            return "ramp_failed"
         if self._consecutive >= policy.consecutive:
             return "consecutive"
         if counts.calls < policy.min_requests or not counts.calls:
@@ -396,14 +382,17 @@ class Breaker:
             return "slow_rate"
         return None
 
-    def _open(self, cause: Cause, now: float, draw: float) -> Change:
+    def _open(self, cause: Cause, now: float, draw: float, for_s: float | None = None) -> Change:
         if self.state == "closed":
             forgiven = int((now - self._closed_at) // HEALTHY_S)
             self._doublings = max(0, self._doublings - forgiven)
         policy = self._policy
-        longest = min(policy.open_cap_s, policy.open_s * 2.0**self._doublings)
-        self._until = now + (0.5 + 0.5 * draw) * longest
-        self._doublings = min(self._doublings + 1, DOUBLINGS_MAX)
+        if for_s is not None:
+            self._until = now + min(max(0.0, for_s), HOLD_MAX_S)
+        else:
+            longest = min(policy.open_cap_s, policy.open_s * 2.0**self._doublings)
+            self._until = now + (0.5 + 0.5 * draw) * longest
+            self._doublings = min(self._doublings + 1, DOUBLINGS_MAX)
         change = self._move(cause, "open", now)
         self._forget()
         return change
@@ -412,8 +401,9 @@ class Breaker:
         self._probe_until = now + self.probe_s
         return self._move(cause, "half_open", now)
 
-    def _close(self, cause: Cause, now: float) -> Change:
+    def _close(self, cause: Cause, now: float, *, ramp_s: float = 0.0) -> Change:
         self._closed_at = now
+        self._ramp_until = now + ramp_s
         change = self._move(cause, "closed", now)
         self._forget()
         return change
@@ -422,11 +412,12 @@ class Breaker:
         previous = self.state
         if (previous, cause, state) not in TRANSITIONS:
             raise IllegalTransition(f"{previous} --{cause}--> {state}")
-        self.state = state
+        self.state, self._cause = state, cause if cause != "resumed" else self._cause
         self.epoch += 1
         self._probe = None
         until = self._until if state == "open" else 0.0
-        return Change(state, previous, cause, self.epoch, until, self.evidence(now))
+        ramp_until = self._ramp_until if state == "closed" and self._ramp_until > now else 0.0
+        return Change(state, previous, cause, self.epoch, until, self.evidence(now), ramp_until)
 
     def _forget(self) -> None:
         """What was seen in one stretch is no evidence in the next."""

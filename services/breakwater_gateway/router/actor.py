@@ -20,6 +20,7 @@ from breakwater_gateway.identity.claims import Claims, held_against, opened, pre
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.desks.cache import CacheDesk
+from breakwater_gateway.router.desks.health import HealthDesk
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
 from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
@@ -38,10 +39,8 @@ from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.answers import error_body, error_headers
 from breakwater_gateway.runtime.bus import (
     BusError,
-    Entry,
     Message,
     Subscription,
-    Watch,
 )
 from breakwater_gateway.runtime.keyring import Keyring
 from breakwater_gateway.runtime.tasks import TaskSet
@@ -59,7 +58,7 @@ from breakwater_protocol.chat import (
 from breakwater_protocol.commands import (
     Finished,
 )
-from breakwater_protocol.events import BreakerChanged, RequestFinished
+from breakwater_protocol.events import RequestFinished
 from breakwater_protocol.keys import KEY_PATTERN, KeyRecord, may_ask
 from breakwater_protocol.subjects import BadToken, Subject
 
@@ -84,7 +83,7 @@ class Router(Actor):
         """`journals`: where holders of leases keep their journals; None for none."""
         super().__init__(context)
         self._books = Books(context, journals=journals)
-        self._targets = Targets()
+        self._targets = Targets(context.config)
         self._live: dict[str, Life] = {}
         self._shedding = Shedding(context.config.limits.in_flight)
         self._tenants: dict[str, str] = {}
@@ -128,11 +127,11 @@ class Router(Actor):
         )
         self._routing = Routing(context.config, self._targets.usage)
         self._keys = Keyring(context.log)
+        self._health = HealthDesk(context, self._targets, self._tasks)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._subscriptions: list[Subscription] = []
-        self._watch: Watch | None = None
         self._meters: dict[tuple[str, str, str, str], _Meters] = {}
         self._inflight = context.metrics.gauge("breakwater_inflight", actor=self.kind)
 
@@ -141,10 +140,9 @@ class Router(Actor):
     async def start(self, tasks: TaskGroup) -> None:
         bus, subjects = self.context.bus, self.context.subjects
         await self._keys.start(bus)
-        store = await bus.store("bw_health")
-        self._watch = await store.watch(self._on_health_entry)
+        await self._health.start()
         self._subscriptions = [
-            await bus.subscribe(subjects.health.any(), self._on_health),
+            await bus.subscribe(subjects.health.any(), self._health.on_event),
             await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(f"{subjects.root}.evt.attempt.*.rate_limited", self._on_throttled),
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
@@ -184,10 +182,9 @@ class Router(Actor):
         await self._tasks.join()
         for subscription in self._subscriptions[:_VIEWS]:
             await subscription.drain()
-        if self._watch is not None:
-            await self._watch.close()
         await self._keys.close()
         await self._books.close()
+        await self._health.close()
         await self.context.bus.flush()
 
     async def stop(self) -> None:
@@ -197,6 +194,7 @@ class Router(Actor):
         await self._tasks.cancel()
         await self._books.close()
         self._attempts.stop()
+        self._health.stop()
 
     def on_config(self, config: Config, revision: int) -> None:
         super().on_config(config, revision)
@@ -204,9 +202,9 @@ class Router(Actor):
             self._shedding = Shedding(config.limits.in_flight)
         self._cache.on_config(config)
         self._books.configure(config, revision)
-        self._targets.retain({d.id for m in config.models.values() for d in m.deployments})
         self._routing = Routing(config, self._targets.usage)
         self._measures.on_config(config)
+        self._targets.retain(config)
 
     def load(self) -> Load:
         return Load(
@@ -224,20 +222,6 @@ class Router(Actor):
 
     # ------------------------------------------------------------ views
 
-    def _on_health(self, message: Message) -> None:
-        try:
-            self._targets.fold(self.context.subjects.health.decode(message.data))
-        except msgspec.MsgspecError as error:
-            self.context.log.warning("bad_event", subject=message.subject, error=str(error))
-
-    def _on_health_entry(self, entry: Entry) -> None:
-        if entry.value is None:
-            return
-        try:
-            self._targets.fold(msgspec.json.decode(entry.value, type=BreakerChanged))
-        except msgspec.MsgspecError as error:
-            self.context.log.warning("bad_entry", key=entry.key, error=str(error))
-
     def _on_heartbeat(self, message: Message) -> None:
         try:
             beat = self.context.subjects.heartbeat.decode(message.data)
@@ -251,6 +235,8 @@ class Router(Actor):
             self._books.heard_router(beat.id)
         if beat.actor == "worker":
             self._heard_worker.set()
+        elif beat.actor == "health":
+            self._health.on_heartbeat(beat)
 
     def _on_throttled(self, message: Message) -> None:
         """A 429 pauses the target for every router, not each request on its own."""

@@ -131,7 +131,7 @@ def _explanation(
             weight=by_id[each.deployment].weight,
             order=by_id[each.deployment].order,
             region=by_id[each.deployment].region,
-            breaker=targets.breakers.state(each.target, now_wall),
+            breaker=targets.standings.state(each.target, now_wall),
             in_flight=targets.loads.in_flight(each.target),
             probe=each.probe,
         )

@@ -295,6 +295,8 @@ class Life:
             shared=self.flight is not None,
             cache=self.verdict,
             epoch=step.candidate.epoch,
+            key_epoch=step.candidate.key_epochs[step.key] if step.candidate.key_epochs else 0,
+            region_epoch=step.candidate.region_epoch,
             spent_ms=(now - self.began) * 1000,
             provider_ms=self.provider_ms,
             native_headers=self.native_headers if deployment.wire == "anthropic" else {},

@@ -11,6 +11,7 @@ Laws (property-tested): never more dispatches than `attempts`; never a dispatch 
 after the caller got a byte; another target before the same one; every sequence ends.
 """
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -32,12 +33,39 @@ class Candidate(Struct, frozen=True):
     keys: int = 1
     """Size of its pool of provider keys; 0 and 1 mean that there is no other key to turn to."""
     epoch: int = 0
+    """Of its own breaker; -1: the call may not speak for it."""
     probe: bool = False
     """Half-open: only whoever wins the probe of this epoch may call it."""
     turn: bool = False
     """The request waited for it, and its turn has come."""
     score: float | None = None
     """The strategy's; smaller is better."""
+    panic: bool = False
+    """Open, and probed before its time since the model has nothing else."""
+    usable_keys: tuple[int, ...] = ()
+    """Keys of the pool that may be used; empty: all."""
+    key_epochs: tuple[int, ...] = ()
+    """Of the keys' breakers, by index; empty: all 0."""
+    region_epoch: int = 0
+    probe_of: str = ""
+    """Of a probe: the scope it speaks for."""
+    probe_epoch: int = 0
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What is claimed to be the one who probes."""
+        if self.probe_of:
+            return self.probe_of, self.probe_epoch
+        return self.target, self.epoch
+
+    def key(self, first: int, refused: Collection[int]) -> int | None:
+        """The first key from `first` on, in turn, that may be used and did not refuse this request."""
+        keys = self.usable_keys or range(max(1, self.keys))
+        for at in range(len(keys)):
+            key = keys[(first + at) % len(keys)]
+            if key not in refused:
+                return key
+        return None
 
 
 class Skipped(Struct, frozen=True):
@@ -89,17 +117,19 @@ Step = Dispatch | Claim | Wait | Queue | GiveUp
 class _Tried:
     """What happened on one target so far."""
 
-    __slots__ = ("again", "at_once", "keys_left", "next_key", "not_before", "tries")
+    __slots__ = ("again", "at_once", "key", "not_before", "refused", "tries")
 
-    def __init__(self, keys: int) -> None:
+    def __init__(self) -> None:
         self.tries = 0
         self.again = True
         """The last failure leaves the same target worth another try, once everything else is tried."""
         self.at_once = False
         """Another key or another worker makes it as good as a target not tried yet."""
         self.not_before = 0.0
-        self.next_key = 0
-        self.keys_left = max(0, keys - 1)
+        self.key = 0
+        """The one used last."""
+        self.refused: set[int] = set()
+        """Keys that were, by the provider."""
 
 
 class Envelope:
@@ -164,7 +194,7 @@ class Plan:
     # ------------------------------------------------------------ what happened
 
     def claimed(self, candidate: Candidate, *, won: bool) -> None:
-        place = (candidate.target, candidate.epoch)
+        place = candidate.place
         if won:
             self._won = place
         else:
@@ -200,9 +230,8 @@ class Plan:
                 self._final = failure
                 tried.again = False
             case Disposition.next_key:
-                tried.again = tried.at_once = tried.keys_left > 0
-                tried.keys_left -= 1
-                tried.next_key += 1
+                tried.refused.add(tried.key)
+                tried.again = tried.at_once = len(tried.refused) < candidate.keys
                 tried.not_before = now
             case Disposition.next_worker:
                 tried.at_once = True
@@ -243,7 +272,7 @@ class Plan:
             return GiveUp(self.last or f.NoDeployment("every attempt was used up"))
         if self._turned_away > BUSY_TRIES_MAX:
             return GiveUp(f.Overloaded("every worker is at capacity", retry_after_s=1.0))
-        usable = [c for c in candidates if not self._is_lost(c)]
+        usable = [c for c in candidates if self._is_usable(c)]
         for candidate in usable:
             tried = self._tried.get(candidate.deployment)
             if tried is None or tried.at_once or (candidate.turn and tried.again):
@@ -261,21 +290,28 @@ class Plan:
                 return step if isinstance(step, Dispatch) else None
         return None
 
-    def _is_lost(self, candidate: Candidate) -> bool:
-        return candidate.probe and (candidate.target, candidate.epoch) in self._lost_claims
+    def _is_usable(self, candidate: Candidate) -> bool:
+        """Not a probe that somebody else makes, and with a key that has not refused this request."""
+        if candidate.probe and candidate.place in self._lost_claims:
+            return False
+        tried = self._tried.get(candidate.deployment)
+        return tried is None or not tried.refused or self._key(candidate, tried) is not None
+
+    def _key(self, candidate: Candidate, tried: _Tried) -> int | None:
+        return candidate.key(self.first_key, tried.refused)
 
     def _take(self, candidate: Candidate) -> Step:
-        if candidate.probe and self._won != (candidate.target, candidate.epoch):
+        if candidate.probe and self._won != candidate.place:
             return Claim(candidate)
         tried = self._tried.get(candidate.deployment)
         if tried is None:
-            tried = self._tried[candidate.deployment] = _Tried(candidate.keys)
+            tried = self._tried[candidate.deployment] = _Tried()
         repeat = tried.tries > 0 and not tried.at_once and not candidate.turn
         tried.at_once = False
         tried.tries += 1
         self.envelope.attempts += 1
-        key = (self.first_key + tried.next_key) % max(1, candidate.keys)
-        return Dispatch(candidate, key, self.attempts, repeat)
+        tried.key = self._key(candidate, tried) or 0
+        return Dispatch(candidate, tried.key, self.attempts, repeat)
 
     def _again(self, usable: list[Candidate], skipped: tuple[Skipped, ...], now: float) -> Step:
         """Every target that can be called has been: wait for the one that is due first, or give up."""

@@ -5,24 +5,29 @@ come in as arguments. The first choice of a request, which nearly always is its 
 kept until something that was published changes it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from breakwater_gateway.config.model import Deployment, Model
+from breakwater_gateway.config.model import Config, Deployment, Model
+from breakwater_gateway.config.targets import NO_SCOPES, scopes_of, targets_of
 from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.first_tokens import FirstTokens
+from breakwater_gateway.router.own_window import OwnWindows
 from breakwater_gateway.router.plan import Candidate, Skipped
 from breakwater_gateway.router.release import Release
 from breakwater_gateway.router.retry import RetryBudget
 from breakwater_gateway.router.sight import Sight
+from breakwater_gateway.router.standing import Standings
 from breakwater_gateway.router.strategies import (
     ANY,
     STRATEGIES,
     Ask,
     Filtered,
     Group,
+    Reason,
     filter_targets,
 )
 from breakwater_protocol.events import AttemptFinished, BreakerChanged
@@ -36,6 +41,9 @@ HALF_OPEN_WAIT_S: Final = 1.0
 CLAIMS_KEPT: Final = 4096
 _SOON_S: Final = 0.001
 """Until when a target is held whose next release depends on answers."""
+
+_A_CHOICE: Final = frozenset({Reason.throttled, Reason.max_in_flight})
+"""Reasons to wait for a target that is well."""
 
 Draw = Callable[[], float]
 
@@ -52,8 +60,10 @@ class _Look(Struct, frozen=True):
 
 
 class Targets:
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
         self.breakers = BreakerBoard()
+        self.own = OwnWindows()
+        self.standings = Standings(self.breakers, self.own)
         self.loads = LoadBoard()
         self.first_tokens = FirstTokens()
         self.latency = LatencyBoard()
@@ -66,11 +76,30 @@ class Targets:
         """By the identity of the model that the look itself keeps alive."""
         self._changes = 0
         """Of breakers and pauses: a look from before holds no longer."""
+        self._known: set[str] = set()
+        self.retain(config)
 
     # What is published.
 
     def fold(self, changed: BreakerChanged) -> None:
-        self._changes += self.breakers.fold(changed)
+        if changed.target in self._known:
+            self._changes += self.breakers.fold(changed)
+
+    def health_is(self, *, silent: bool) -> None:
+        """Whether anybody judges what this router's calls say."""
+        self.standings.silent = silent
+        self._changes += 1
+
+    def succeeded(self, target: str, *, now_wall: float) -> None:
+        """A call of this router's was answered."""
+        if target in self.own:
+            self.own.succeeded(target, now_wall)
+            self._changes += self.standings.silent
+
+    def failed(self, model: Model, target: str, *, now_wall: float, draw: float) -> None:
+        """A call of this router's failed by the target's fault."""
+        self.own.failed(target, model.breaker, now_wall, draw)
+        self._changes += self.standings.silent
 
     def pause(self, target: str, seconds: float | None, *, now: float) -> None:
         """Another router heard that the target wants to be left alone: by all requests."""
@@ -88,8 +117,11 @@ class Targets:
             found = self._releases[target] = Release()
         return found
 
-    def retain(self, known: Collection[str]) -> None:
-        """The configuration changed: forget every target that is not one of these."""
+    def retain(self, config: Config) -> None:
+        """The configuration changed: forget every target that it does not hold."""
+        known = self._known = targets_of(config)
+        self.standings.retain(scopes_of(config))
+        self.own.retain(known)
         self.breakers.retain(known)
         self.first_tokens.retain(known)
         self._releases = {
@@ -145,12 +177,19 @@ class Targets:
         found = self._filter(model, now, now_wall, turn)
         self._sight.now, self._sight.now_wall = now, now_wall
         ordered = STRATEGIES[model.strategy](found.usable, self._sight, draw, ask)
+        # Back from an outage with a share of the calls only: the rest goes elsewhere, if there is somewhere.
+        late = {d.id for d, _ in ordered if not self._takes_share(d, draw)}
+        ordered = tuple(
+            sorted(ordered, key=lambda r: (r.deployment.id != turn, r.deployment.id in late))
+        )
         # A probe goes first: with healthy neighbours its target would otherwise never be asked again.
-        probes = [
-            self._candidate(d, None, probe=True)
-            for d in found.half_open
-            if claiming or (d.id, self.breakers.epoch(d.id)) not in self._claims
+        probes = [self._candidate(d, None, probe=True) for d in found.half_open]
+        probes += [
+            self._key_probe(d, key)
+            for d, _ in ordered
+            for key in self.standings.last(d.id).key_probes
         ]
+        probes = [c for c in probes if claiming or c.place not in self._claims]
         skipped = [
             Skipped(d.deployment.id, d.reason.value, None if d.wait_s is None else now + d.wait_s)
             for d in found.dropped
@@ -158,14 +197,33 @@ class Targets:
         if not probes:
             skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
         candidates = [
-            self._candidate(d, score, probe=False, turn=d.id == turn)
-            for d, score in sorted(ordered, key=lambda ranked: ranked.deployment.id != turn)
+            self._candidate(d, score, probe=False, turn=d.id == turn) for d, score in ordered
         ]
+        if not (candidates or found.half_open):
+            probes = [c for c in self._early(found) if claiming or c.place not in self._claims]
         return (*probes, *candidates), tuple(skipped)
+
+    def _takes_share(self, deployment: Deployment, draw: Draw) -> bool:
+        share = self.standings.last(deployment.id).share
+        return share >= 1.0 or draw() < share
+
+    def _early(self, found: Filtered) -> list[Candidate]:
+        """A model without a choice: its open targets, the least bad first, may be probed before their time."""
+        if any(d.reason in _A_CHOICE for d in found.dropped):
+            return []
+        open_ = [
+            d
+            for d in found.dropped
+            if d.reason is Reason.breaker_open and self.standings.last(d.deployment.id).early
+        ]
+        return [
+            self._candidate(d.deployment, None, probe=True, panic=True)
+            for d in sorted(open_, key=lambda d: d.wait_s or 0.0)
+        ]
 
     def may_claim(self, candidate: Candidate) -> bool:
         """True once per epoch: one claim of this router, of the one probe in the whole cluster."""
-        place = (candidate.target, candidate.epoch)
+        place = candidate.place
         if place in self._claims:
             return False
         if len(self._claims) >= CLAIMS_KEPT:
@@ -189,7 +247,11 @@ class Targets:
     def _look(self, model: Model, views: tuple[int, int], now: float, now_wall: float) -> _Look:
         found = self._filter(model, now, now_wall)
         wait_s = found.wait_s()
+        last = self.standings.last
         plain = not found.half_open and all(d.max_in_flight is None for d in model.deployments)
+        plain = plain and all(
+            last(d.id).share >= 1.0 and not last(d.id).key_probes for d in found.usable
+        )
         return _Look(
             model=model,
             views=views,
@@ -201,7 +263,7 @@ class Targets:
     def _filter(self, model: Model, now: float, now_wall: float, turn: str = "") -> Filtered:
         return filter_targets(
             model.deployments,
-            breakers=self.breakers,
+            breakers=self.standings,
             load=self.loads,
             not_before=self._held(model, now, turn),
             now=now,
@@ -218,14 +280,39 @@ class Targets:
         return held
 
     def _candidate(
-        self, deployment: Deployment, score: float | None, *, probe: bool, turn: bool = False
+        self,
+        deployment: Deployment,
+        score: float | None,
+        *,
+        probe: bool,
+        turn: bool = False,
+        panic: bool = False,
     ) -> Candidate:
+        """As its standing was when it was filtered."""
+        standing = self.standings.last(deployment.id)
         return Candidate(
             deployment=deployment.id,
             target=deployment.id,
             keys=len(deployment.api_keys),
-            epoch=self.breakers.epoch(deployment.id),
+            epoch=standing.epoch,
             probe=probe,
             turn=turn,
             score=score,
+            panic=panic,
+            usable_keys=standing.keys,
+            key_epochs=standing.key_epochs,
+            region_epoch=standing.region_epoch,
+            probe_of=standing.probe_of,
+            probe_epoch=standing.probe_epoch,
+        )
+
+    def _key_probe(self, deployment: Deployment, key: int) -> Candidate:
+        """A call with a half-open key of a deployment that is fine."""
+        standing = self.standings.last(deployment.id)
+        names = self.standings.scopes.get(deployment.id, NO_SCOPES).keys
+        return msgspec.structs.replace(
+            self._candidate(deployment, None, probe=True),
+            usable_keys=(key,),
+            probe_of=names[key],
+            probe_epoch=standing.key_epochs[key],
         )

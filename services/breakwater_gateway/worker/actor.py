@@ -776,6 +776,10 @@ class Worker(Actor):
             message=failure.message[:200] if failure else "",
             in_stall=run.graced,
             limits=run.limits,
+            key=work.key,
+            region=run.deployment.region if run.deployment else "",
+            key_epoch=work.key_epoch,
+            region_epoch=work.region_epoch,
         )
         self._measure(work.deployment, failure, first_ms, run.usage)
         place = (work.target, outcome)

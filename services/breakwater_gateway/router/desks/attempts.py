@@ -288,7 +288,7 @@ class Attempts:
             worker=worker,
             epoch=step.candidate.epoch,
             score=step.candidate.score,
-            reason=reason or ("probe" if step.candidate.probe else life.model.strategy),
+            reason=reason or _reason(step.candidate) or life.model.strategy,
         )
         life.hold(call)
         if life.model.hedge is not None:
@@ -384,18 +384,17 @@ class Attempts:
             self._set_timer(life, self.context.clock.now(), partial(self.advance, life))
 
     async def _claim_probe(self, life: Life, candidate: Candidate) -> None:
-        subject = self.context.subjects.probe
+        subject, (target, epoch) = self.context.subjects.probe, candidate.place
         won = False
         try:
             won = await self.context.bus.claim(
-                subject.at(candidate.target, str(candidate.epoch)),
+                subject.at(target, str(epoch)),
                 subject.encode(ProbeClaim(self.context.id)),
-                ttl_s=life.first_token_s + _PROBE_EXTRA_S,
+                # As long as the call may last: within it nobody else may take the same claim.
+                ttl_s=life.plan.deadline - self.context.clock.now() + _PROBE_EXTRA_S,
             )
         except BusError as error:
-            self.context.log.warning(
-                "probe_not_claimed", target=candidate.target, error=repr(error)
-            )
+            self.context.log.warning("probe_not_claimed", target=target, error=repr(error))
         if not life.over:
             life.plan.claimed(candidate, won=won)
             life.claiming = won
@@ -496,6 +495,7 @@ class Attempts:
         self._release(life, call, reply)
         if reply.first_token_ms is not None and failure is None and life.model.hedge is not None:
             self._targets.first_tokens.add(call.step.candidate.target, reply.first_token_ms / 1000)
+        self._heed(life, call, failure)
         if failure is None or reply.answered:
             self._ended(life, reply)
             return
@@ -512,6 +512,14 @@ class Attempts:
                 self._set_timer(life, now + _BUSY_S, partial(self.advance, life))
             return
         self._failed(life, call, failure)
+
+    def _heed(self, life: Life, call: Call, failure: f.Failure | None) -> None:
+        """What this router saw itself: for the time when health is silent."""
+        target, clock = call.step.candidate.target, self.context.clock
+        if failure is None:
+            self._targets.succeeded(target, now_wall=clock.wall())
+        elif f.spec(failure).against_target:
+            self._targets.failed(life.model, target, now_wall=clock.wall(), draw=clock.draw())
 
     def _failed(self, life: Life, call: Call, failure: f.Failure) -> None:
         candidate, now = call.step.candidate, self.context.clock.now()
@@ -655,3 +663,10 @@ class Attempts:
             self.context.bus.publish(subject, data, headers=headers, reply=reply)
         except BusError as error:
             self.context.log.warning("not_sent", subject=subject[:200], error=repr(error))
+
+
+def _reason(candidate: Candidate) -> str:
+    """Why a target that is not closed is called all the same; empty where it is."""
+    if candidate.panic:
+        return "panic"
+    return "probe" if candidate.probe else ""
