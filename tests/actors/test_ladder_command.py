@@ -58,6 +58,19 @@ def test_every_rung_answers_in_its_turn(folder: Path) -> None:
     assert all(row["attempts"] <= 3 for row in rows)
 
 
+def test_an_old_answer_is_found_where_the_cache_keeps_them(folder: Path) -> None:
+    text = FILE.replace("    ladder:", "    cache: {exact: 1h, stale_if_error: 1d}\n    ladder:")
+    (folder / "breakwater.yaml").write_text(text)
+    result = run(folder, "main", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(r["outage"], r["rung"], r["ok"]) for r in rows if r["kept"]] == [
+        (outage, "stale", True)
+        for outage in ("provider down", "rate limited", "slow first token", "budget exhausted")
+    ]
+    assert len(rows) == 7 + 4
+    assert result.exit_code == 0
+
+
 def test_a_question_without_an_answer_ends_at_the_error(folder: Path) -> None:
     result = run(folder, "main", "--question", "Tell me a joke", "--json")
     assert ("provider down+fast", "error", True) in rungs(result)

@@ -51,7 +51,13 @@ def test(model: str, path: str | None, question: str | None, as_json: bool) -> N
             ("outage", "answered by", "expected", "because of", "status", "calls", "after", ""),
             [
                 (
-                    " and ".join([row.outage, *(f"{name} down" for name in row.also_down)]),
+                    " and ".join(
+                        [
+                            row.outage,
+                            *(f"{name} down" for name in row.also_down),
+                            *(["an old answer kept"] if row.kept else []),
+                        ]
+                    ),
                     row.rung,
                     row.expected,
                     row.reason or "-",

@@ -18,6 +18,8 @@ from breakwater_gateway.health.actor import Health
 from breakwater_gateway.router.actor import Router
 from breakwater_gateway.router.ladder import rungs_of
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.options import Options
+from breakwater_gateway.router.plan import Candidate, GiveUp, Plan, Skipped, Step
 from breakwater_gateway.router.static_answers import Index
 from breakwater_gateway.runtime.actor import Actor, Context
 from breakwater_gateway.runtime.bus import Message
@@ -37,7 +39,7 @@ from breakwater_gateway.worker.http_client import (
 )
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
-from breakwater_protocol.subjects import Subjects
+from breakwater_protocol.subjects import Subject, Subjects
 
 PROVIDER_DOWN: Final = "provider down"
 RATE_LIMITED: Final = "rate limited"
@@ -64,6 +66,8 @@ class Walked(Struct, frozen=True):
     outage: str
     also_down: tuple[str, ...]
     """Simple models that are down as well."""
+    kept: bool
+    """The question was answered once, so long ago that the answer is no longer fresh."""
     expected: str
     rung: str
     reason: str
@@ -76,21 +80,42 @@ class Walked(Struct, frozen=True):
 def walk(config: Config, model: Model, question: str) -> list[Walked]:
     """Every outage, with each simple model of the ladder failing in turn."""
     simple = [rung.model for rung in rungs_of(model.ladder) if rung.kind == "simple_model"]
-    found: list[Walked] = []
+    trials: list[_Trial] = []
     for outage in OUTAGES:
         for down in range(1 if outage == BUDGET else len(simple) + 1):
-            trial = _Trial(config, model, outage, tuple(simple[:down]), question)
-            with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-                found.append(runner.run(trial.run()))
-    return found
+            also_down = tuple(simple[:down])
+            trials.append(_Trial(config, model, outage, also_down, question))
+        if _keeps(model):
+            trials.append(_Trial(config, model, outage, (), question, kept=True))
+    return [_run(trial) for trial in trials]
+
+
+def _run(trial: "_Trial") -> Walked:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(trial.run())
+
+
+def _keeps(model: Model) -> bool:
+    """Whether an answer that is no longer fresh can be served at all."""
+    cache = model.cache
+    wanted = any(rung.kind == "stale" for rung in rungs_of(model.ladder))
+    return wanted and cache.exact_s > 0 and cache.stale_if_error_s > 0 and cache.scope != "key"
 
 
 def expected(
-    config: Config, model: Model, outage: str, down: tuple[str, ...], question: str
+    config: Config,
+    model: Model,
+    outage: str,
+    down: tuple[str, ...],
+    question: str,
+    *,
+    kept: bool = False,
 ) -> str:
-    """The rung that should answer. Nothing is kept for a question that was never asked."""
+    """The rung that should answer. Nothing is kept of a question that was never asked."""
     for rung in rungs_of(model.ladder):
         match rung.kind:
+            case "stale" if kept:
+                return rung.kind
             case "simple_model" if outage != BUDGET and rung.model not in down:
                 return rung.kind
             case "static" if Index(config.static_answers).answer(question) is not None:
@@ -104,18 +129,27 @@ def expected(
 
 class _Trial:
     def __init__(
-        self, config: Config, model: Model, outage: str, down: tuple[str, ...], question: str
+        self,
+        config: Config,
+        model: Model,
+        outage: str,
+        down: tuple[str, ...],
+        question: str,
+        *,
+        kept: bool = False,
     ) -> None:
+        self._kept = kept
+        self._router: _Broke | None = None
         self._model = model
         self._outage = outage
         self._down = down
         self._question = question
-        self._expected = expected(config, model, outage, down, question)
+        self._expected = expected(config, model, outage, down, question, kept=kept)
         self._config = _scripted(config)
         name = self._config.model(model.name)
         own = {d.base_url for d in (name or model).deployments}
         dead = {d.base_url for m in down for d in _deployments(self._config, m)}
-        self._provider = _Provider(own, dead, outage)
+        self._provider = _Provider(own, dead)
 
     async def run(self) -> Walked:
         bus = MemoryBus("trial", MemoryHub())
@@ -128,21 +162,31 @@ class _Trial:
             [
                 ActorSpec("health", Health),
                 ActorSpec("worker", self._worker),
-                ActorSpec("router", _Broke if self._outage == BUDGET else Router),
+                ActorSpec("router", self._broke if self._outage == BUDGET else Router),
             ],
             ConfigHolder(data, codec.decode, log=log, metrics=metrics),
             metrics=metrics,
             log=log,
-            clock=Clock(seed=1),
+            clock=Clock(seed=1, wall=asyncio.get_running_loop().time),
             signals=False,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(supervisor.run)
             while supervisor.ready():  # noqa: ASYNC110 - computed from parts, there is no event
                 await asyncio.sleep(0.05)
+            if self._kept:
+                await self._ask(bus)
+                await asyncio.sleep(self._model.cache.exact_s + 1)
+            self._provider.outage = self._outage
+            if self._router is not None:
+                self._router.spent = True
             walked = await self._ask(bus)
             tasks.cancel_scope.cancel()
         return walked
+
+    def _broke(self, context: Context) -> Actor:
+        self._router = _Broke(context)
+        return self._router
 
     def _worker(self, context: Context) -> Actor:
         return Worker(context, client=self._provider, environment={})
@@ -163,6 +207,8 @@ class _Trial:
             "model": self._model.name.replace("*", "trial"),
             "messages": [{"role": "user", "content": self._question}],
             "stream": stream,
+            "temperature": 0,
+            "user": "trial",
         }
         bus.publish(_SUBJECTS.chat.at("trial"), msgspec.json.encode(body), reply=inbox.subject)
         async with asyncio.timeout(_LONGEST_S):
@@ -171,6 +217,7 @@ class _Trial:
         return Walked(
             outage=self._outage,
             also_down=self._down,
+            kept=self._kept,
             expected=self._expected,
             rung=rung,
             reason=headers.get(h.RUNG_REASON, ""),
@@ -190,12 +237,31 @@ class _Quiet:
     debug = info = warning = error = exception = _nothing
 
 
-class _Broke(Router):
-    """A router whose ledger grants nothing."""
+class _Spent(Plan):
+    def next(
+        self, candidates: tuple[Candidate, ...], skipped: tuple[Skipped, ...], *, now: float
+    ) -> Step:
+        del candidates, skipped, now
+        return GiveUp(f.BudgetExhausted("the budget is exhausted", retry_after_s=3600.0))
 
-    def _begin(self, life: Life) -> None:
-        self._live[life.request_id] = life
-        self._gave_up(life, f.BudgetExhausted("the budget is exhausted", retry_after_s=3600.0))
+
+class _Broke(Router):
+    """A router whose ledger grants nothing, once the outage has begun."""
+
+    spent = False
+
+    def _admit(
+        self,
+        subject: Subject[msgspec.Raw],
+        api: str,
+        message: Message,
+        options: Options,
+        request_id: str,
+    ) -> Life | f.Failure:
+        life = super()._admit(subject, api, message, options, request_id)
+        if isinstance(life, Life) and self.spent:
+            life.plan = _Spent(policy=life.home.retry, envelope=life.plan.envelope)
+        return life
 
 
 def _deployments(config: Config, name: str) -> tuple[Deployment, ...]:
@@ -268,10 +334,11 @@ class _Prepared(Prepared):
 class _Provider:
     """An `HttpClient`: `own` hosts have the outage, `dead` ones refuse connections, all others answer."""
 
-    def __init__(self, own: set[str], dead: set[str], outage: str) -> None:
+    def __init__(self, own: set[str], dead: set[str]) -> None:
         self._own = own
         self._dead = dead
-        self._outage = outage
+        self.outage = ""
+        """Empty before it begins."""
 
     def prepare(
         self, method: str, url: str, headers: Headers = (), *, http2: bool = True
@@ -292,10 +359,10 @@ class _Provider:
         if not isinstance(prepared, _Prepared):
             raise TypeError("prepared by another client")
         host = prepared.url.removesuffix("/chat/completions")
-        if host in self._dead:
+        if host in self._dead and self.outage:
             raise ConnectFailed("tcp", "refused by the script")
         if host in self._own:
-            match self._outage:
+            match self.outage:
                 case outage if outage == PROVIDER_DOWN:
                     raise ConnectFailed("tcp", "refused by the script")
                 case outage if outage == RATE_LIMITED:
