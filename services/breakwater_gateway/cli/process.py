@@ -80,6 +80,8 @@ class Process(Struct, frozen=True):
     peers: int = 0
     """How many other processes of the group there are."""
     drain_s: float = 60.0
+    data: str = ""
+    """Where routers keep the journals of what they hold of budgets; empty: nowhere."""
     log: Form | None = None
     """None: as the configuration says."""
 
@@ -284,6 +286,10 @@ class _Serving:
                 context, client=FastClient(), pools=process.pools, capacity=process.capacity
             )
 
+        def router(context: Context) -> Actor:
+            journals = Path(process.data) / "leases" if process.data else None
+            return Router(context, journals=journals)
+
         def simulator(context: Context) -> Actor:
             from breakwater_gateway.simulator.actor import Simulator
 
@@ -301,7 +307,7 @@ class _Serving:
             "cache": cache,
             "ledger": Ledger,
             "worker": worker,
-            "router": Router,
+            "router": router,
             "edge": edge,
         }
 

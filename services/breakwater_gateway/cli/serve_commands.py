@@ -64,7 +64,7 @@ _capacity = click.option(
     default="breakwater-data",
     show_default=True,
     metavar="DIR",
-    help="Where the embedded NATS keeps its files.",
+    help="Where the embedded NATS and the routers' journals are kept.",
 )
 @click.option(
     "--processes",
@@ -131,6 +131,14 @@ def up(
 @_allow_open
 @_log
 @_drain
+@click.option(
+    "--data",
+    "data_dir",
+    envvar="BREAKWATER_DATA",
+    default="",
+    metavar="DIR",
+    help="Where routers keep the journals of what they hold of budgets; default: nowhere.",
+)
 @click.option("--simulator-port", default=4199, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--reuse-port", is_flag=True, help="Share the HTTP port with other processes.")
 @click.option("--group", default="", help="Processes whose metrics are shown together.")
@@ -149,6 +157,7 @@ def run(
     allow_open: bool,
     log: "Form | None",
     drain_timeout: float,
+    data_dir: str,
     simulator_port: int,
     reuse_port: bool,
     group: str,
@@ -182,6 +191,7 @@ def run(
             group=group or f"p{os.getpid()}-{socket.gethostname()}",
             peers=peers,
             drain_s=drain_timeout,
+            data=data_dir,
             log=log,
         )
         return await serve(process)

@@ -87,6 +87,7 @@ async def run_up(plan: Up) -> int:
             simulator_port=simulator_port,
             bus_only=plan.bus_only,
             drain_s=plan.drain_s,
+            data=str(plan.data),
             log=plan.log,
         )
 
@@ -109,7 +110,7 @@ async def _serve_many(plan: Up, process: Process, announce: Announce) -> int:
     group = uuid.uuid4().hex[:12]
     common = [
         *("--nats", process.nats, "--drain-timeout", str(plan.drain_s), "--die-with-parent"),
-        *("--group", group, "--peers", str(plan.processes)),
+        *("--group", group, "--peers", str(plan.processes), "--data", process.data),
         *(["--log", plan.log] if plan.log else []),
     ]
     serving = [
