@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
-from breakwater_protocol import answers, cache, chat, commands, events, ledger
+from breakwater_protocol import answers, cache, chat, commands, events, flights, ledger
 from breakwater_protocol import headers as h
 from breakwater_protocol.cloudevents import SPECVERSION, TYPES
 from breakwater_protocol.subjects import Subject, Subjects
@@ -58,6 +58,7 @@ An end without a number comes from the router, when the worker that was answerin
 _CODED: Final = "One token of the codec described above."
 _PARAMETERS: Final[Mapping[str, Json]] = {
     "tenant": {"description": f"Whose request it is. {_CODED}", "examples": ["default"]},
+    "router": {"description": f"The router's id, as in its heartbeat. {_CODED}"},
     "worker": {"description": f"The worker's id, as in its heartbeat. {_CODED}"},
     "request": {"description": f"The request's id, as in `{h.REQUEST_ID}`. {_CODED}"},
     "actor": {"description": f"The kind of actor. {_CODED}", "examples": ["router", "worker"]},
@@ -254,6 +255,7 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
     "FeedbackReply": _Reply("Whether the verdict counts.", cache.FeedbackReply),
     "ShardStats": _Reply("What the shard holds and did.", cache.ShardStats),
     "PurgeReply": _Reply("How many entries are gone.", cache.PurgeReply),
+    "Claimed": _Reply("Who leads: the router that asked, or another.", flights.Claimed),
     "Pong": _Reply("The worker is there: an empty body.", None),
 }
 
@@ -306,6 +308,7 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "work": _Talk(("router",), ("worker",), ("WorkReply",)),
     "ping": _Talk(("router",), ("worker",), ("Pong",)),
     "cancel": _Talk(("client", "edge"), ("router", "worker")),
+    "flight": _Talk(("router",), ("router",), ("Claimed",)),
     "cache_lookup": _Talk(("router",), ("cache",), ("LookupReply",)),
     "cache_store": _Talk(("router",), ("cache",)),
     "cache_feedback": _Talk(("router", "edge"), ("cache",), ("FeedbackReply",)),

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from breakwater_protocol import cache, commands, events, ledger
+from breakwater_protocol import cache, commands, events, flights, ledger
 
 T = TypeVar("T")
 
@@ -168,6 +168,9 @@ class Subjects:
         )
         self.cache_purge = subject(
             "cache.{shard}.purge", cache.Purge, "Forget these entries of the shard."
+        )
+        self.flight = subject(
+            "flight.{router}", flights.FlightAsk, "Routers agree on who makes a call for all."
         )
         self.heartbeat = subject(
             "hb.{actor}.{id}", events.Heartbeat, "An actor lives: load, capacity, version, view."

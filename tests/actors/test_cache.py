@@ -1,12 +1,15 @@
 """The cache at work: real routers and workers, and a provider that counts its calls."""
 
 import asyncio
+import itertools
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
-from tests.actors.stage import ANSWER, Call, Caller, Gateway, config, delta, stage
+from tests.actors.stage import ANSWER, SUBJECTS, Call, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.cache import entry as entries
@@ -14,8 +17,7 @@ from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, 
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
-from breakwater_protocol.commands import Cancel
-from breakwater_protocol.subjects import Subjects
+from breakwater_protocol.commands import Cancel, Work
 
 pytestmark = pytest.mark.anyio
 
@@ -520,5 +522,114 @@ async def test_what_is_past_its_time_is_served_only_when_nothing_else_answers() 
 
 
 def cancel(gateway: Gateway, request: str) -> None:
-    subject = Subjects().cancel
+    subject = SUBJECTS.cancel
     gateway.bus.publish(subject.at(request), subject.encode(Cancel(request)))
+
+
+# ---------------------------------------------------------------- several routers
+
+
+@asynccontextmanager
+async def two_routers(settings: Config | None = None) -> AsyncIterator[Gateway]:
+    """Requests go to one and the other in turn."""
+    async with stage(settings or cached()) as gateway:
+        await gateway.add("router-2")
+        await asyncio.sleep(2)  # each has heard of the other
+        turns = itertools.count()
+        gateway.hub.choose(lambda n: next(turns) % n)
+        yield gateway
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_two_routers_share_one_call(streamed: bool) -> None:
+    async with two_routers() as gateway:
+        callers = [gateway.ask(stream=streamed, **COLD) for _ in range(100)]
+        call = await gateway.provider.next_call()
+        if streamed:
+            stream(call, "Hel", "lo")
+            await asyncio.sleep(1)
+            assert [said(c.all) for c in callers] == ["Hello"] * 100
+            assert all(c.all[-1].headers["breakwater-end"] == "ok" for c in callers)
+        else:
+            call.reply(200, ANSWER)
+            assert [says(await c.reply()) for c in callers] == ["hi"] * 100
+        await asyncio.sleep(1)
+        assert gateway.provider.seen == ["a"]
+        assert {r.router for r in gateway.requests} == {"router", "router-2"}
+        assert sorted(r.cache for r in gateway.requests) == ["coalesced"] * 99 + ["miss"]
+
+
+async def test_who_comes_late_at_another_router_gets_the_stream_from_its_start() -> None:
+    async with two_routers() as gateway:
+        early = gateway.ask(stream=True, **COLD)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await early.reply()
+        late = gateway.ask(stream=True, **COLD)
+        await asyncio.sleep(0.1)
+        call.send(delta("lo"), delta("", "stop"), b"data: [DONE]\n\n")
+        call.end()
+        assert said(await whole(late)) == "Hello"
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_when_the_leading_router_dies_another_one_leads() -> None:
+    async with two_routers() as gateway:
+        work: list[Work] = []
+        await gateway.bus.subscribe(
+            "bw.v1.work.*", lambda m: work.append(SUBJECTS.work.decode(m.data))
+        )
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(100)]
+        await gateway.provider.next_call()
+        led = int(work[0].request.removeprefix("r")) % 2
+        mine = callers[led::2]
+        gateway.kill("router" if led else "router-2")
+        stream(await gateway.provider.next_call(), "Hel", "lo")
+        for caller in mine:
+            replies = await whole(caller)
+            assert said(replies) == "Hello"
+            assert replies[-1].headers["breakwater-end"] == "ok"
+        assert len(mine) == 50
+        assert gateway.provider.seen == ["a", "a"]
+
+
+async def test_followers_elsewhere_keep_the_call_when_its_leader_leaves() -> None:
+    async with two_routers() as gateway:
+        first = gateway.ask(stream=True, **COLD)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await first.reply()
+        second = gateway.ask(stream=True, **COLD)
+        await second.reply()
+        cancel(gateway, "r1")
+        await asyncio.sleep(0.5)
+        assert not call.answer.closed.is_set()
+        cancel(gateway, "r2")
+        async with asyncio.timeout(0.5):
+            await call.answer.closed.wait()
+
+
+async def test_a_cut_of_a_shared_call_is_told_at_every_router() -> None:
+    async with two_routers() as gateway:
+        callers = [gateway.ask(stream=True, **COLD) for _ in range(4)]
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        for caller in callers:
+            await caller.reply()
+        call.cut()
+        await asyncio.sleep(1)
+        for caller in callers:
+            assert caller.all[-1].headers["breakwater-end"] == "partial"
+        assert {r.outcome for r in gateway.requests} == {"partial"}
+
+
+async def test_what_one_router_kept_the_other_serves() -> None:
+    async with two_routers() as gateway:
+        await answered(gateway)
+        await asyncio.sleep(1)
+        for _ in range(4):
+            assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+        assert {r.router for r in gateway.requests} == {"router", "router-2"}

@@ -65,7 +65,7 @@ from breakwater_protocol.subjects import BadToken, Subject
 _FIRST_WORKER_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
 NATIVE_HEADER_MAX: Final = 2048
-_VIEWS: Final = 5
+_VIEWS: Final = 6
 """Subscriptions to what is published, before those that take requests."""
 _TENANTS_KEPT: Final = 16_384
 
@@ -147,6 +147,7 @@ class Router(Actor):
             await bus.subscribe(f"{subjects.root}.evt.attempt.*.rate_limited", self._on_throttled),
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
             await bus.subscribe(subjects.cache.any(), self._cache.on_changed),
+            await bus.subscribe(subjects.flight.at(self.context.id), self._cache.on_flight),
         ]
         await self._measures.start(self.config)
         await self._cache.open()
@@ -229,10 +230,10 @@ class Router(Actor):
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
         self._targets.loads.fold(beat, self.context.clock.now())
-        if beat.actor == self.kind and beat.id != self.context.id:
-            self._cache.kept.peer_seen()
-        if beat.actor == "router" and self._books.rated:
-            self._books.heard_router(beat.id)
+        if beat.actor == self.kind:
+            self._cache.heard(beat)
+            if self._books.rated:
+                self._books.heard_router(beat.id)
         if beat.actor == "worker":
             self._heard_worker.set()
         elif beat.actor == "health":

@@ -44,6 +44,7 @@ class Flight(Generic[T]):
         "_attempt",
         "_room",
         "broken",
+        "claiming",
         "digest",
         "end",
         "followers",
@@ -51,15 +52,23 @@ class Flight(Generic[T]):
         "heard",
         "leader",
         "leaders",
+        "listeners",
+        "remote",
         "said",
         "seam",
         "whole",
     )
 
-    def __init__(self, digest: str, form: Form, leader: T, *, bytes_max: int) -> None:
+    def __init__(self, digest: str, form: Form, leader: T | None, *, bytes_max: int) -> None:
         self.digest = digest
         self.form = form
         self.leader = leader
+        """None: another router leads, `remote`."""
+        self.remote = ""
+        self.claiming = False
+        """Whether another router leads is being asked."""
+        self.listeners: list[str] = []
+        """Inboxes of other routers that follow."""
         self.leaders = 1
         self.followers: list[T] = []
         self.said: list[Said] = []
@@ -75,6 +84,17 @@ class Flight(Generic[T]):
         """Another deployment went on where the first was cut."""
         self._room = bytes_max
         self._attempt = ""
+
+    @property
+    def key(self) -> str:
+        """The question and its form, for all routers."""
+        return f"{self.digest}.{self.form.stream:d}{self.form.usage:d}"
+
+    def follow(self, router: str) -> None:
+        """Another router leads: who led here follows with the others."""
+        if self.leader is not None:
+            self.followers.insert(0, self.leader)
+        self.leader, self.remote = None, router
 
     @property
     def began(self) -> bool:
@@ -135,6 +155,7 @@ class Flight(Generic[T]):
                 return None
             self.leaders += 1
         self.broken = False
+        self.remote = ""
         self.leader = self.followers.pop(0)
         return self.leader
 
@@ -155,6 +176,7 @@ _OF_THE_LEADER: Final = (
     f.BudgetContended,
     f.CallerForbidden,
     f.CallerUnauthenticated,
+    f.WorkerLost,
     f.Internal,
 )
 
@@ -179,6 +201,13 @@ class Flights(Generic[T]):
             flights.remove(flight)
             if not flights:
                 del self._flights[flight.digest]
+
+    def led(self, key: str) -> Flight[T] | None:
+        """The one of that key that is led here."""
+        for flight in self._flights.get(key.partition(".")[0], ()):
+            if flight.key == key and flight.leader is not None:
+                return flight
+        return None
 
     def to_join(self, digest: str, form: Form) -> Flight[T] | None:
         """One that says the same in the same form; else, for who wants a whole answer, a stream's end."""

@@ -31,6 +31,7 @@ from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
 from breakwater_protocol.commands import Cancel, Finished
+from breakwater_protocol.events import Heartbeat
 
 JITTER: Final = 0.1
 """Answers kept at the same moment do not end at the same moment; none is kept longer than was promised."""
@@ -139,7 +140,7 @@ class CacheDesk:
         if life.options.cache == "only":
             self._failed(life, _nothing_kept("miss"))
         else:
-            self._shared.take_off(life)
+            self._shared.start(life)
 
     async def _look_further(self, life: Life, key: Key) -> None:
         """In the bucket that all routers share."""
@@ -383,6 +384,15 @@ class CacheDesk:
     def cancel(self, life: Life, cancel: Cancel) -> bool:
         """The caller left. False: the life shares nothing, and ends like any other."""
         return self._shared.cancel(life, cancel.reason)
+
+    def heard(self, beat: Heartbeat) -> None:
+        """A router lives; our own beat says that it is time to see who does not any more."""
+        if beat.id != self._context.id:
+            self.kept.peer_seen()
+        self._shared.fleet.heard(beat)
+
+    def on_flight(self, message: Message) -> None:
+        self._shared.fleet.on_ask(message)
 
     def on_changed(self, message: Message) -> None:
         """Somebody found an answer to be wrong, or removed some."""

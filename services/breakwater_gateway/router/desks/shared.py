@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from breakwater_gateway.router.desks.attempts import Ended
+from breakwater_gateway.router.desks.fleet import Fleet
 from breakwater_gateway.router.flights import Flight, Flights, Form, Said
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.runtime.actor import Context
@@ -46,6 +47,7 @@ class Shared:
         self._gave_up = gave_up
         self._landed = landed
         self.flights: Flights[Life] = Flights()
+        self.fleet = Fleet(context, self)
         self.stopping = False
         """Nobody takes over what is given up: all are told."""
 
@@ -58,6 +60,29 @@ class Shared:
         life.flight = Flight(digest, form, life, bytes_max=limit)
         self.flights.add(life.flight)
 
+    def start(self, life: Life) -> None:
+        """The leader may call a provider, unless another router's does so already."""
+        flight = life.flight
+        if flight is None or flight.leader is not life:
+            self._begin(life)
+            return
+        left_s = life.plan.deadline - self._context.clock.now()
+        flight.claiming = True
+        self.fleet.claim(flight, left_s, partial(self._lead_on, flight))
+
+    def _lead_on(self, flight: Flight[Life]) -> None:
+        """No other router leads."""
+        flight.claiming = False
+        if flight.leader is not None and not flight.leader.over:
+            self.take_off(flight.leader)
+
+    def followed(self, flight: Flight[Life]) -> None:
+        """Another router leads: who led here waits like the others."""
+        flight.claiming = False
+        for life in flight.followers:
+            if life.verdict != "coalesced":
+                self._wait(life)
+
     def take_off(self, life: Life) -> None:
         """The leader calls a provider: from here on its worker tells us what it says."""
         flight = life.flight
@@ -68,14 +93,18 @@ class Shared:
 
     def join(self, life: Life, flight: Flight[Life]) -> None:
         life.flight = flight
-        life.verdict = "coalesced"
         flight.followers.append(life)
-        clock = self._context.clock
-        life.timer = clock.call_at(life.plan.deadline, partial(self._on_deadline, life))
-        life.note("join", now=clock.now(), reason=flight.leader.request_id)
+        self._wait(life)
+        leader = flight.leader.request_id if flight.leader is not None else flight.remote
+        life.note("join", now=self._context.clock.now(), reason=leader)
         if self._gets_all(life, flight):
             for said in list(flight.said):
                 self._pass_on(life, said)
+
+    def _wait(self, life: Life) -> None:
+        life.verdict = "coalesced"
+        deadline = life.plan.deadline
+        life.timer = self._context.clock.call_at(deadline, partial(self._on_deadline, life))
 
     def _gets_all(self, life: Life, flight: Flight[Life]) -> bool:
         """It wants the messages as they are; else it waits for the end, to be given the answer in its form."""
@@ -93,9 +122,42 @@ class Shared:
             if flight.broken:
                 self._fail(flight, f.StreamCut("a part of the shared answer is missing"), "gap")
             return
+        if flight.listeners:
+            self.fleet.pass_on(flight, said.data, dict(said.headers))
         for follower in list(flight.followers):
             if self._gets_all(follower, flight):
                 self._pass_on(follower, said)
+
+    # ------------------------------------------------------------ of other routers
+
+    def to_join(self, key: str) -> Flight[Life] | None:
+        flight = self.flights.led(key)
+        return flight if flight is not None and flight.joinable else None
+
+    def led(self, key: str) -> Flight[Life] | None:
+        return self.flights.led(key)
+
+    def hear_remote(self, flight: Flight[Life], message: Message) -> None:
+        said = flight.hear(message.data, message.headers)
+        if said is None:
+            if flight.broken:
+                self._fail(flight, f.StreamCut("a part of the shared answer is missing"), "gap")
+            return
+        for follower in list(flight.followers):
+            if self._gets_all(follower, flight):
+                self._pass_on(follower, said)
+        if said.ends:
+            for life in self._close(flight):
+                self._on_its_own(life)
+
+    def lost_remote(self, flight: Flight[Life]) -> None:
+        gone = f.WorkerLost("the router that made the shared call is gone")
+        self._fail(flight, gone, "router_lost")
+
+    def left_remote(self, flight: Flight[Life]) -> None:
+        self._nobody_left(flight)
+
+    # ------------------------------------------------------------ what a follower is told
 
     def _pass_on(self, life: Life, said: Said) -> None:
         given, headers = said.headers, {}
@@ -153,6 +215,7 @@ class Shared:
         """Nothing more will be said: another leads, or all are told why."""
         if flight.began:
             leader = flight.leader
+            self.fleet.give_up(flight)
             for life in self._close(flight):
                 if life is leader:
                     continue
@@ -164,6 +227,7 @@ class Shared:
             return
         heir = None if self.stopping else flight.succeed(failure)
         if heir is None:
+            self.fleet.give_up(flight)
             for life in self._close(flight):
                 life.flight, life.verdict = None, "miss"
                 self._gave_up(life, failure)
@@ -171,7 +235,8 @@ class Shared:
         flight.form = Form(heir.stream, heir.usage_wanted)
         self._free(heir)
         heir.note("lead", now=self._context.clock.now(), reason=f.kind(failure))
-        self.take_off(heir)
+        if not flight.claiming:
+            self.take_off(heir)
 
     def _on_its_own(self, life: Life) -> None:
         life.flight = None
@@ -188,6 +253,7 @@ class Shared:
     def _close(self, flight: Flight[Life]) -> list[Life]:
         """The flight is over; those that still follow it."""
         self.flights.remove(flight)
+        self.fleet.forget(flight)
         left, flight.followers = flight.followers, []
         for life in left:
             self._free(life)
@@ -214,15 +280,20 @@ class Shared:
             return True
         if not life.calls:
             return False  # nothing is under way: whoever follows begins anew
-        if flight.followers:
+        if flight.followers or flight.listeners:
             life.gone = True
         else:
             self._stop(life, reason)
         return True
 
     def _nobody_left(self, flight: Flight[Life]) -> None:
-        if flight.leader.gone and flight.end is None and not flight.followers:
-            self._stop(flight.leader, "caller_gone")
+        leader = flight.leader
+        if flight.followers:
+            return
+        if leader is None:
+            self._close(flight)
+        elif leader.gone and flight.end is None and not flight.listeners:
+            self._stop(leader, "caller_gone")
 
     def _on_deadline(self, life: Life) -> None:
         flight = life.flight
