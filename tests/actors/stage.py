@@ -18,6 +18,8 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from breakwater_gateway.cache.actor import Cache
+from breakwater_gateway.cache.embed.embedder import Embedder
 from breakwater_gateway.config import codec
 from breakwater_gateway.config.model import (
     BreakerPolicy,
@@ -282,6 +284,8 @@ class Gateway:
         self.scopes: dict[str, anyio.CancelScope] = {}
         self._requests = 0
         self.wall = Wall()
+        self.embedder: Embedder | None = None
+        """Of the actor `cache`."""
 
     async def listen(self) -> None:
         s = SUBJECTS
@@ -317,6 +321,9 @@ class Gateway:
                     )
                 case "router":
                     return Router(context)
+                case "cache":
+                    assert self.embedder is not None
+                    return Cache(context, embedder=self.embedder)
                 case _:
                     return Health(context)
 

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 from tests.actors.stage import ANSWER, SUBJECTS, Call, Caller, Gateway, config, delta, stage
+from tests.actors.test_semantic_cache import Chosen
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.cache import entry as entries
-from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung
+from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
@@ -633,3 +634,85 @@ async def test_what_one_router_kept_the_other_serves() -> None:
         for _ in range(4):
             assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
         assert {r.router for r in gateway.requests} == {"router", "router-2"}
+
+
+# ---------------------------------------------------------------- what means the same
+
+
+MEANT = CachePolicy(semantic=Semantic(threshold=0.9, shadow=0.0, veto="off"))
+
+
+@asynccontextmanager
+async def understanding() -> AsyncIterator[Gateway]:
+    async with stage(cached(MEANT)) as gateway:
+        embedder = Chosen()
+        embedder.says("How deep is the harbour?")
+        embedder.says("How deep is that harbour?", "How deep is the harbour?", 0.97)
+        embedder.says("Who owns it?", "How deep is the harbour?", 0.2)
+        gateway.embedder = embedder
+        await gateway.add("cache")
+        await asyncio.sleep(1)
+        yield gateway
+
+
+def question(gateway: Gateway, text: str, **fields: Any) -> Caller:  # noqa: ANN401 - as `ask`
+    return gateway.ask(messages=[{"role": "user", "content": text}], **fields)
+
+
+async def learned(gateway: Gateway, text: str, **fields: Any) -> Message:  # noqa: ANN401 - as `ask`
+    caller = question(gateway, text, **fields)
+    (await gateway.provider.next_call()).reply(200, ANSWER)
+    reply = await caller.reply()
+    await asyncio.sleep(0.5)
+    return reply
+
+
+async def test_a_question_that_means_the_same_gets_the_answer_and_says_how_near_it_is() -> None:
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        reply = await question(gateway, "How deep is that harbour?").reply()
+        assert says(reply) == "hi"
+        assert reply.headers["breakwater-cache"] == "semantic"
+        assert reply.headers["breakwater-similarity"] == "0.9700"
+        assert reply.headers["breakwater-cache-id"].startswith("s")
+        assert gateway.provider.seen == ["a"]
+        other = await learned(gateway, "Who owns it?")
+        assert other.headers["breakwater-cache"] == "miss"
+
+
+async def test_meaning_does_not_cross_a_system_prompt_a_parameter_or_a_tenant() -> None:
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        for fields in ({"max_tokens": 5}, {"tenant": "other"}, {"temperature": 0.2}):
+            reply = await learned(gateway, "How deep is that harbour?", **fields)
+            assert reply.headers["breakwater-cache"] == "miss", fields
+        caller = gateway.ask(
+            messages=[
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "How deep is that harbour?"},
+            ]
+        )
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+
+
+async def test_without_the_owner_of_meanings_requests_go_on_as_misses_at_once() -> None:
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        gateway.kill("cache")
+        began = asyncio.get_running_loop().time()
+        caller = question(gateway, "How deep is that harbour?")
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+        assert asyncio.get_running_loop().time() - began <= 0.025
+
+
+async def test_a_threshold_may_be_raised_and_not_lowered() -> None:
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        lower = {"breakwater-cache-threshold": "0.5"}
+        refused = await question(gateway, "How deep is that harbour?", headers=lower).error()
+        assert (refused["status"], refused["param"]) == (400, "breakwater-cache-threshold")
+        higher = {"breakwater-cache-threshold": "0.99"}
+        reply = await learned(gateway, "How deep is that harbour?", headers=higher)
+        assert reply.headers["breakwater-cache"] == "miss"

@@ -75,6 +75,7 @@ class Life:
         "home",
         "inbox",
         "key",
+        "label",
         "ladder",
         "late",
         "mended_at",
@@ -187,6 +188,8 @@ class Life:
         self.gone = False
         """Its caller has left, and others wait for the answer."""
         self.saved_nano_usd: int | None = None
+        self.label = ""
+        """Of the semantic cache's miss: the fresh answer tells whether the nearest one would have done."""
 
     @property
     def ask(self) -> Ask:

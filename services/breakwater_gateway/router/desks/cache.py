@@ -6,11 +6,13 @@ is looked for further, and then for a few milliseconds at most.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.cache.decision import TEMPERATURE_MAX
 from breakwater_gateway.cache.entry import Entry, Form
 from breakwater_gateway.cache.exact import Held
 from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
@@ -18,6 +20,7 @@ from breakwater_gateway.cache.replay import CannotReplay
 from breakwater_gateway.config.model import CachePolicy, Config, Model
 from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.kept import Kept
+from breakwater_gateway.router.desks.meaning import Meaning, ineligible
 from breakwater_gateway.router.desks.shared import Shared
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
@@ -29,6 +32,7 @@ from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.cache import ANSWER_MAX, Hit, Lookup, Miss, Store
 from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
 from breakwater_protocol.commands import Cancel, Finished
 from breakwater_protocol.events import Heartbeat
@@ -63,9 +67,11 @@ class CacheDesk:
         self.kept = Kept(context, tasks=tasks)
         self._keys = Keys()
         self._heads: dict[tuple[str, ...], bytes] = {}
-        self._aliases: dict[str, tuple[Model, str]] = {}
+        self._aliases: dict[int, tuple[Model, str]] = {}
+        """By identity: a model's deployments may be narrowed for a request."""
         self._counters: dict[tuple[str, str], Counter] = {}
         self._saved: dict[str, Counter] = {}
+        self._meaning = Meaning(context)
         self._shared = Shared(
             context, begin=begin, stop=stop, ended=ended, gave_up=gave_up, landed=self._landed
         )
@@ -137,6 +143,11 @@ class CacheDesk:
 
     def _not_found(self, life: Life) -> None:
         self._count("exact", "miss")
+        if not self._ask_meaning(life):
+            self._nothing(life)
+
+    def _nothing(self, life: Life) -> None:
+        """Nothing that is kept will do."""
         if life.options.cache == "only":
             self._failed(life, _nothing_kept("miss"))
         else:
@@ -155,6 +166,65 @@ class CacheDesk:
         for each in (life, *self._shared.call_off(life)):
             self._serve(each, held, "hit")
 
+    # ------------------------------------------------------------ what means the same
+
+    def _ask_meaning(self, life: Life) -> bool:
+        """True: its owner is asked, and `_meant` goes on."""
+        key, policy = life.key, life.home.cache.semantic
+        if policy is None or key is None or life.options.cache == "refresh":
+            return False
+        why = ineligible(key.text or None, tools=key.tools, temperature=key.temperature)
+        if why is not None:
+            self._count("semantic", why)
+            return False
+        lookup = Lookup(
+            request=life.request_id,
+            tenant=life.tenant,
+            partition=key.partition,
+            model=life.home.name,
+            text=key.text,
+            digest=key.digest,
+            threshold=life.options.cache_threshold,
+        )
+        patience_s = self._meaning.patience_s()
+        self._meaning.look(lookup, partial(self._meant, life, key), patience_s=patience_s)
+        return True
+
+    def _meant(self, life: Life, key: Key, found: Hit | Miss) -> None:
+        if life.over:
+            return
+        if isinstance(found, Miss):
+            self._count("semantic", found.reason)
+            life.label = found.label
+            self._nothing(life)
+            return
+        held = self.kept.memory.get(found.digest, self._context.clock.wall())
+        if held is None:
+            self._tasks.spawn(self._fetch_meant(life, key, found))
+        else:
+            self._serve_meant(life, key, found, held)
+
+    async def _fetch_meant(self, life: Life, key: Key, hit: Hit) -> None:
+        held = await self.kept.read(
+            hit.digest, tenant=life.tenant, api=life.api, partition=key.partition
+        )
+        if not life.over:
+            self._serve_meant(life, key, hit, held if isinstance(held, Held) else None)
+
+    def _serve_meant(self, life: Life, key: Key, hit: Hit, held: Held | None) -> None:
+        if held is None or not self._is_fresh(life, held):
+            self._count("semantic", "gone")
+            self._nothing(life)
+            return
+        entry = held.entry
+        if (entry.tenant, entry.api, entry.partition) != (life.tenant, life.api, key.partition):
+            self._count("semantic", "foreign")
+            self._nothing(life)
+            return
+        extra = {h.CACHE_ID: hit.cache_id, h.SIMILARITY: f"{hit.similarity:.4f}"}
+        for each in (life, *self._shared.call_off(life)):
+            self._serve(each, held, "semantic", extra)
+
     # ------------------------------------------------------------ keys
 
     def _key(self, life: Life) -> Key | NotCached:
@@ -163,14 +233,18 @@ class CacheDesk:
             return NotCached("off")
         if not policy.exact_s and policy.semantic is None:
             return NotCached("not_configured")
-        if not policy.sampled and _is_sampled(life):
+        # Whoever matches by meaning accepts that an answer is one of many.
+        may_be_sampled = policy.sampled or policy.semantic is not None
+        if not may_be_sampled and _is_sampled(life):
             return NotCached("sampled")
         scope = self._scope(life, policy)
         if not scope:
             return NotCached(f"no_{policy.scope}")
         key = self._keys.of(self._head(life, scope), life.body, api=life.api)
         if isinstance(key, Key) and key.sampled and not policy.sampled:
-            return NotCached("sampled")
+            hot = key.temperature is not None and key.temperature > TEMPERATURE_MAX
+            if policy.semantic is None or hot:
+                return NotCached("sampled")
         return key
 
     def _scope(self, life: Life, policy: CachePolicy) -> str:
@@ -184,11 +258,12 @@ class CacheDesk:
                 user = life.options.user or in_body
                 return f"user:{user}" if user else ""
             case "key":
-                return ""
+                return f"key:{life.options.key}" if life.options.key else ""
 
     def _head(self, life: Life, scope: str) -> bytes:
+        points_to = self._points_to(life.home)
         place: tuple[str, ...] = (
-            *(life.tenant, scope, life.api),
+            *(life.tenant, scope, life.api, points_to),
             *(life.asked.model, life.options.cache_namespace),
         )
         if life.native_headers:
@@ -202,7 +277,7 @@ class CacheDesk:
                 scope=scope,
                 api=life.api,
                 model=life.asked.model,
-                points_to=self._points_to(life.home),
+                points_to=points_to,
                 namespace=life.options.cache_namespace,
                 native=life.native_headers,
             )
@@ -211,14 +286,16 @@ class CacheDesk:
     def _points_to(self, model: Model) -> str:
         """The alias's own revision: another deployment behind the name makes other answers. A change to
         another model leaves this one's answers alone."""
-        known = self._aliases.get(model.name)
-        if known is None or known[0] is not model:
+        known = self._aliases.get(id(model))
+        if known is None:
+            if len(self._aliases) >= HEADS_MAX:
+                self._aliases.clear()
             what = [
                 (d.provider, d.model, d.wire, d.base_url, [(k, str(v)) for k, v in d.params])
                 for d in model.deployments
             ]
             digest = hashlib.blake2b(msgspec.json.encode(what), digest_size=16).hexdigest()
-            known = self._aliases[model.name] = (model, digest)
+            known = self._aliases[id(model)] = (model, digest)
         return known[1]
 
     def _is_fresh(self, life: Life, held: Held) -> bool:
@@ -265,7 +342,7 @@ class CacheDesk:
                 bus.publish(life.reply, body, headers=facts)
         except BusError as error:
             self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
-        self._count("exact", verdict)
+        self._count("semantic" if verdict == "semantic" else "exact", verdict)
         self._save(verdict, entry.cost_nano_usd)
         self._ended(life, None)
         return True
@@ -283,11 +360,34 @@ class CacheDesk:
                 self._on_its_own(other)
             return
         self._count("store", "kept")
-        self.kept.keep(entry)
+        self.kept.keep(entry, partial(self._tell_meaning, life, entry))
         held = Held(entry, 0)
         for other in waiting:
             other.flight = None
             self._serve(other, held, "coalesced")
+
+    def _tell_meaning(self, life: Life, entry: Entry) -> None:
+        """The bucket has the answer: who matches by meaning may name it from now on."""
+        key = life.key
+        if life.home.cache.semantic is None or key is None:
+            return
+        if ineligible(key.text or None, tools=key.tools, temperature=key.temperature) is not None:
+            return
+        self._meaning.store(
+            Store(
+                request=life.request_id,
+                tenant=life.tenant,
+                partition=key.partition,
+                model=life.home.name,
+                text=key.text,
+                digest=key.digest,
+                answer=entries.text_of(entry.api, entry.form, entry.payload, ANSWER_MAX),
+                answer_bytes=len(entry.payload),
+                cost_nano_usd=entry.cost_nano_usd,
+                ttl_s=entry.fresh_s,
+                label=life.label,
+            )
+        )
 
     def _on_its_own(self, life: Life) -> None:
         life.flight, life.verdict = None, "miss"

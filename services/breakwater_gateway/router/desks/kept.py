@@ -6,6 +6,7 @@ request more than that. A router that is alone reads it only for what it knows t
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Final
 
 from breakwater_gateway.cache import entry as entries
@@ -100,14 +101,15 @@ class Kept:
 
     # ------------------------------------------------------------ writing
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: Entry, stored: Callable[[], None]) -> None:
+        """`stored` is called once the bucket has it too."""
         self.memory.put(entry)
         self.measure()
         if self._store is not None and self._writing < WRITES_MAX:
             self._writing += 1
-            self._tasks.spawn(self._write(self._store, entry))
+            self._tasks.spawn(self._write(self._store, entry, stored))
 
-    async def _write(self, store: Store, entry: Entry) -> None:
+    async def _write(self, store: Store, entry: Entry, stored: Callable[[], None]) -> None:
         try:
             ttl_s = max(1, math.ceil(entry.kept_s))
             await store.put(entry.digest, entries.encode(entry), ttl_s=ttl_s)
@@ -115,6 +117,7 @@ class Kept:
                 self._known.add(entry.digest)
                 if len(self._known) > KNOWN_MAX:
                     self._known = None
+            stored()
         except BusError as error:
             self._context.log.debug("cache_not_written", error=repr(error))
         finally:
