@@ -220,13 +220,15 @@ class UsageBoard:
         if use is None:
             return in_flight / rpm if rpm else (None if tpm is None else 0.0)
         use.advance(now)
-        mean = use.tokens / use.requests if use.requests else 0.0
-        parts = (
-            _part(use.said_requests, use.requests, rpm, in_flight, now),
-            _part(use.said_tokens, use.tokens, tpm, in_flight * mean, now),
-        )
-        known = [part for part in parts if part is not None]
-        return max(known) if known else None
+        requests = tokens = None
+        if rpm is not None or use.said_requests is not None:
+            requests = _part(use.said_requests, use.requests, rpm, in_flight, now)
+        if tpm is not None or use.said_tokens is not None:
+            mean = use.tokens / use.requests if use.requests else 0.0
+            tokens = _part(use.said_tokens, use.tokens, tpm, in_flight * mean, now)
+        if requests is None or tokens is None:
+            return tokens if requests is None else requests
+        return max(requests, tokens)
 
     def wait_s(self, target: str, rpm: int | None, tpm: int | None, *, now: float) -> float:
         """How long until the target has something left again; 0: it has, or no limit is known."""

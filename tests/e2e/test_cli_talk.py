@@ -142,3 +142,18 @@ def test_every_command_is_in_the_help(tmp_path: Path) -> None:
     assert done.returncode == 0
     for command in ("up", "run", "chat", "models", "events", "config", "doctor"):
         assert f"  {command} " in done.stdout
+
+
+def test_route_explain_says_where_a_request_would_go_now(gateway: Gateway, tmp_path: Path) -> None:
+    request = tmp_path / "r.json"
+    request.write_text('{"model": "sim/m", "messages": [{"role": "user", "content": "hi"}]}')
+    asked = ("route", "explain", str(request), "--nats", gateway.nats)
+    done = once(tmp_path, *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = lines(done.stdout)
+    assert found["asked"] == "sim/m"
+    assert [each["deployment"] for each in found["kept"]] == ["sim-any"]
+    assert found["dropped"] == []
+    assert found["views"].startswith("live")
+    nobody = ("route", "explain", str(request), "--nats", f"nats://127.0.0.1:{free_port()}")
+    assert once(tmp_path, *nobody).returncode == 4

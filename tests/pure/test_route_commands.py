@@ -35,12 +35,12 @@ models:
 HELLO = {"model": "main", "messages": [{"role": "user", "content": "hello"}]}
 
 
-async def no_look(url: str) -> tuple[Config, Targets]:
-    raise AssertionError(f"{url} was asked")
+async def no_look(url: str, as_json: bool) -> tuple[Config, Targets]:
+    raise AssertionError(f"{url} was asked, {as_json}")
 
 
-async def live(url: str) -> tuple[Config, Targets]:
-    assert url == "nats://there"
+async def live(url: str, as_json: bool) -> tuple[Config, Targets]:
+    assert (url, as_json) in {("nats://there", True), ("nats://there", False)}
     config = load_text(CONFIG, source="there", environment={})
     targets = Targets(config)
     assume_workers(targets, config, now=0.0)

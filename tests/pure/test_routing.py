@@ -192,6 +192,25 @@ def test_sizes_leave_out_what_is_too_small(
     assert (ids(routed), why(routed)) == (expected, reasons)
 
 
+@pytest.mark.parametrize(
+    ("model", "fields", "expected"),
+    [
+        ("main", {"user": "x" * 6000}, "us eu any"),
+        ("sized", {"max_tokens": 101}, "large"),
+        ("able", {"messages": PICTURE}, "eyes unsaid dropping"),
+        ("declared", {"messages": PICTURE, "tools": TOOLS}, "eyes2 hands2"),
+    ],
+)
+def test_a_model_that_a_request_is_sent_on_to_is_asked_by_need_alone(
+    model: str, fields: dict[str, Any], expected: str
+) -> None:
+    body = json.dumps({"messages": [{"role": "user"}], "model": model, **fields}).encode()
+    asked = decode_request(body, api="chat", limit=10**7)
+    assert isinstance(asked, ChatRequest)
+    fit = Routing(CONFIG, UsageBoard()).fit(CONFIG.models[model], asked=asked, body=body)
+    assert " ".join(d.id for d in fit.deployments) == expected
+
+
 def test_requests_alike_get_the_same_model_so_that_what_is_prepared_of_it_holds() -> None:
     routing = Routing(CONFIG, UsageBoard())
     one, other = (go("sized", routing=routing, user="x" * n) for n in (5000, 5100))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from breakwater_gateway.runtime.bus import Bus, Entry, Message
 
 
-async def look(nats_url: str) -> "tuple[Config, Targets]":
+async def look(nats_url: str, as_json: bool) -> "tuple[Config, Targets]":
     from breakwater_gateway.config.codec import BadStored, decode_stored, load_stored
     from breakwater_gateway.config.load import ConfigError
     from breakwater_gateway.router.targets import Targets
@@ -33,13 +33,13 @@ async def look(nats_url: str) -> "tuple[Config, Targets]":
         finally:
             await bus.close()
     except Unavailable as error:
-        output.fail(error.message, code=output.UNREACHABLE, as_json=False)
+        output.fail(error.message, code=output.UNREACHABLE, as_json=as_json)
     except (BadStored, ConfigError) as error:
         output.fail(
-            f"the live configuration cannot be read: {error}", code=output.CONFIG, as_json=False
+            f"the live configuration cannot be read: {error}", code=output.CONFIG, as_json=as_json
         )
     except BusError as error:
-        output.fail(str(error), code=output.UNREACHABLE, as_json=False)
+        output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
     return config, targets
 
 

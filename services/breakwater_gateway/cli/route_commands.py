@@ -27,8 +27,9 @@ LISTEN_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
 _APIS: Final = ("chat", "embeddings", "messages", "responses", "generate")
 
-Look = Callable[[str], Coroutine[None, None, "tuple[Config, Targets]"]]
-"""A NATS URL -> the live configuration and the views, after listening for `LISTEN_S`."""
+Look = Callable[[str, bool], Coroutine[None, None, "tuple[Config, Targets]"]]
+"""A NATS URL -> the live configuration and the views, after listening for `LISTEN_S`; what goes wrong is
+told as JSON if the second says so, and ends the command."""
 
 OFFLINE: Final = (
     "offline: every breaker counts as closed, every pool as served, and nothing was measured;"
@@ -72,7 +73,7 @@ def route_commands(look: Look) -> click.Group:
         body = _body(request)
         given = _headers(headers)
         if nats_url is not None:
-            config, targets = asyncio.run(look(nats_url))
+            config, targets = asyncio.run(look(nats_url, as_json))
         else:
             config, targets = _offline(str(file), as_json=as_json)
         _explain(

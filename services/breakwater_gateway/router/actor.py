@@ -15,7 +15,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw, Struct
 
-from breakwater_gateway.config.model import Config
+from breakwater_gateway.config.model import Config, Model
 from breakwater_gateway.identity.claims import Claims, held_against, opened, presented
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.books import Books
@@ -102,6 +102,7 @@ class Router(Actor):
         self._mending = Mending(
             context,
             config=lambda: self.config,
+            find=self._find,
             advance=self._attempts.advance,
             begin=self._begin,
         )
@@ -117,6 +118,7 @@ class Router(Actor):
         self._walk = Walk(
             context,
             config=lambda: self.config,
+            find=self._find,
             advance=self._attempts.advance,
             answered=lambda life: self._end(life, None),
             failed=self._answer_failure,
@@ -405,6 +407,10 @@ class Router(Actor):
         self._inflight.set(len(self._live))
         self._idle.clear()
         self._cache.look(life)
+
+    def _find(self, life: Life, name: str) -> Model | None:
+        model = self.config.model(name)
+        return None if model is None else self._routing.fit(model, asked=life.asked, body=life.body)
 
     def _unknown(self, name: str) -> f.UnknownModel:
         known = [m for m in self.config.models if not m.endswith("*")]

@@ -135,6 +135,24 @@ class Routing:
             return found
         return Routed(found.model, ask, tuple(way), found.dropped)
 
+    def fit(self, model: Model, *, asked: Asked, body: bytes) -> Model:
+        """A model that a request came to on another way than by its routes: the deployments that can answer.
+
+        All of them where none can: whoever sent it here has nothing better.
+        """
+        known = self._of(model)
+        if not (known.capable or known.sized):
+            return model
+        need = _Need(
+            place=(),
+            route=None,
+            capabilities=capabilities(body) if known.capable else frozenset(),
+            input_tokens=input_tokens(body) if known.sized else 0,
+            output_tokens=(output_tokens(asked, body) or 0) if known.sized else 0,
+        )
+        found = self._narrow(known, need)
+        return model if isinstance(found, f.InvalidRequest) else found.model
+
     def _of(self, model: Model) -> _Known:
         known = self._known.get(model.name)
         if known is None or known.model is not model:

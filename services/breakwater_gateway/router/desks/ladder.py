@@ -41,15 +41,17 @@ class Walk:
         context: Context,
         *,
         config: Callable[[], Config],
+        find: Callable[[Life, str], Model | None],
         advance: Callable[[Life], None],
         answered: Callable[[Life], None],
         failed: Callable[[Life, f.Failure], None],
         kept: Kept | None = None,
     ) -> None:
-        """`advance` asks the life's plan again; `answered` ends it after its answer was sent; `failed`
+        """`find`: another model, with those of its deployments that can answer the life's request. `advance` asks the life's plan again; `answered` ends it after its answer was sent; `failed`
         answers with the failure and ends it."""
         self._context = context
         self._config = config
+        self._find = find
         self._advance = advance
         self._answered = answered
         self._failed = failed
@@ -92,7 +94,7 @@ class Walk:
         return 0 if now >= envelope.deadline else envelope.attempts_max - envelope.attempts
 
     def _simple_model(self, life: Life, rung: Rung, failure: f.Failure) -> None:
-        model = self._config().model(rung.model)
+        model = self._find(life, rung.model)
         if model is None:  # the configuration changed since the request began
             self.descend(life, failure)
             return

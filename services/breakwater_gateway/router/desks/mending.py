@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from breakwater_gateway.config.model import Config
+from breakwater_gateway.config.model import Config, Model
 from breakwater_gateway.router.desks.ladder import plan_on
 from breakwater_gateway.router.ladder import OFF, Ladder, rungs_of
 from breakwater_gateway.router.life import Life
@@ -51,12 +51,14 @@ class Mending:
         context: Context,
         *,
         config: Callable[[], Config],
+        find: Callable[[Life, str], Model | None],
         advance: Callable[[Life], None],
         begin: Callable[[Life], None],
     ) -> None:
-        """`advance` asks the life's plan again; `begin` takes a request of our own in."""
+        """`find`: another model, with those of its deployments that can answer the life's request. `advance` asks the life's plan again; `begin` takes a request of our own in."""
         self._context = context
         self._config = config
+        self._find = find
         self._advance = advance
         self._begin = begin
         self._inboxes: dict[str, Inbox] = {}
@@ -91,7 +93,7 @@ class Mending:
         life.note("mend", now=self._context.clock.now(), deployment=life.deployment, reason=how)
 
     def _on_model(self, life: Life, name: str, why: str) -> bool:
-        model = self._config().model(name)
+        model = self._find(life, name)
         if model is None:  # the configuration changed since the request began
             return False
         self._note(life, f"{why}:{name}")
