@@ -201,7 +201,16 @@ class ChatStream:
     `feed` takes the data of one server-sent event and returns a step, or the failure it carries.
     """
 
-    __slots__ = ("_spoke", "_usage_wanted", "done", "finish", "pieces", "said", "usage")
+    __slots__ = (
+        "_bytes",
+        "_envelope",
+        "_pieces",
+        "_spoke",
+        "_usage_wanted",
+        "done",
+        "finish",
+        "usage",
+    )
 
     def __init__(self, *, usage_wanted: bool) -> None:
         self._usage_wanted = usage_wanted
@@ -209,9 +218,20 @@ class ChatStream:
         self.usage: Usage | None = None
         self.finish = ""
         self.done = False
-        self.said = 0
-        """Bytes of what was said so far, more or less: of the deltas without their shortest form."""
-        self.pieces = 0
+        self._bytes = 0
+        self._envelope = 0
+        """Bytes of an event around what it says, as the first one had it."""
+        self._pieces = 0
+
+    @property
+    def said(self) -> int:
+        """Bytes of what was said so far, more or less: events are taken to be as wide as the first."""
+        return max(0, self._bytes - self._pieces * self._envelope)
+
+    @property
+    def pieces(self) -> int:
+        """Events that said something; the finish is not one."""
+        return self._pieces - (1 if self.finish and self._pieces > 1 else 0)
 
     @property
     def whole(self) -> bool:
@@ -248,17 +268,23 @@ class ChatStream:
             return Step("content" if self._spoke else "prelude", data)
         spoke = self._spoke
         for choice in event.choices:
-            delta = choice.delta
-            if delta is not UNSET and (size := memoryview(delta).nbytes - _DELTA_BYTES) > 0:
-                self.said += size
-                self.pieces += 1
             if choice.finish_reason:
                 self.finish = choice.finish_reason
                 spoke = True
-            elif not spoke and delta is not UNSET:
-                spoke = _says_something(delta)
-        self._spoke = spoke
+            elif not spoke and choice.delta is not UNSET:
+                spoke = _says_something(choice.delta)
+        if spoke:
+            if not self._spoke:
+                self._envelope = len(data) - _said_in(event.choices)
+                self._spoke = True
+            self._bytes += len(data)
+            self._pieces += 1
         return Step("content" if spoke else "prelude", data)
+
+
+def _said_in(choices: list[_StreamChoice]) -> int:
+    sizes = [memoryview(c.delta).nbytes for c in choices if c.delta is not UNSET]
+    return sum(max(0, size - _DELTA_BYTES) for size in sizes)
 
 
 def _says_something(delta: Raw) -> bool:
