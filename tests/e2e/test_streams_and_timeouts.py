@@ -1,10 +1,11 @@
 """HTTP streams that are left, that stall and that break: who is told what, and when."""
 
 import json
+import time
 
 import httpx
 import pytest
-from tests.e2e.processes import HELLO, Simulator, until
+from tests.e2e.processes import HELLO, Simulator, report, until
 
 STREAM = {"messages": HELLO, "stream": True}
 
@@ -128,3 +129,89 @@ def test_a_broken_stream_is_an_error_of_the_sdk_not_a_short_answer(
         pytest.raises(openai.APIError, match="partial"),
     ):
         list(stream)
+
+
+# Every dialect over HTTP.
+
+TURN = {"role": "user", "content": "Hello"}
+APIS: dict[str, tuple[str, dict[str, object]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [TURN], "stream": True}),
+    "messages": ("/v1/messages", {"messages": [TURN], "max_tokens": 20_000, "stream": True}),
+    "responses": ("/v1/responses", {"input": "Hello", "stream": True}),
+    "generate": (
+        "/v1beta/models/{model}:streamGenerateContent?alt=sse",
+        {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]},
+    ),
+}
+apis = pytest.mark.parametrize("api", APIS)
+
+
+def asked_of(api: str, model: str) -> tuple[str, dict[str, object]]:
+    path, body = APIS[api]
+    return path.format(model=model), {"model": model, **body}
+
+
+@apis
+def test_leaving_a_stream_of_any_dialect_ends_the_providers_call(
+    http: httpx.Client, simulator: Simulator, api: str
+) -> None:
+    model = f"leaves-{api}"
+    simulator.script(lane="once", model=model, tokens=10_000, tokens_per_s=50)
+    path, body = asked_of(api, f"once/{model}")
+    with http.stream("POST", path, json=body) as answer:
+        next(answer.iter_raw())
+        left = time.monotonic()
+    (entry,) = until(
+        lambda: simulator.requests(model=model, cancelled_by_client=True),
+        "the provider's call was ended",
+        patience_s=5.0,
+        every_s=0.002,
+    )
+    report(f"{api}: the provider's call ended {(time.monotonic() - left) * 1000:.0f} ms later")
+    assert entry["tokens_sent"] < 100
+
+
+@apis
+@pytest.mark.parametrize(
+    ("script", "why"), [({"stall_after_tokens": 4}, "deadline"), ({"cut_after_tokens": 4}, "cut")]
+)
+def test_a_partial_answer_of_any_dialect_says_so_and_never_looks_whole(
+    http: httpx.Client, simulator: Simulator, api: str, script: dict[str, int], why: str
+) -> None:
+    model = f"partial-{api}-{why}"
+    simulator.script(lane="once", model=model, **script)
+    path, body = asked_of(api, f"once/{model}")
+    answer = http.post(path, json=body, headers={"breakwater-timeout": "600ms"})
+    assert answer.status_code == 200
+    last = events_of(answer)[-1]
+    assert "partial" in last
+    assert why in last
+    for whole in (
+        "[DONE]",
+        "message_stop",
+        "response.completed",
+        '"STOP"',
+        '"finish_reason":"stop"',
+    ):
+        assert whole not in answer.text
+    if api in {"messages", "responses"}:
+        assert last.startswith("event: error\n")
+    told = json.loads(last.rpartition("data: ")[2])
+    assert told["type"] == "error" if api == "responses" else "message" in told["error"]
+
+
+@apis
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_deadline_before_the_first_token_is_504_in_any_dialect(
+    http: httpx.Client, simulator: Simulator, api: str, streamed: bool
+) -> None:
+    model = f"silent-{api}"
+    simulator.script(lane="once", model=model, stall_before_first=True)
+    path, body = asked_of(api, f"once/{model}")
+    if not streamed:
+        body.pop("stream", None)
+        path = path.replace(":streamGenerateContent?alt=sse", ":generateContent")
+    answer = http.post(path, json=body, headers={"breakwater-timeout": "250ms"})
+    assert answer.status_code == 504
+    assert answer.headers["x-should-retry"] == "false"
+    assert "deadline" in answer.json()["error"]["message"]
