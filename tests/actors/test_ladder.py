@@ -135,9 +135,11 @@ async def test_a_question_without_a_written_answer_gets_the_configured_sentence_
             caller = gateway.ask()
             await answer(gateway, 500, 500, 500)
             if expected is None:
-                assert (await caller.error())["status"] == 502
+                error = await caller.error()
+                assert (error["status"], error["code"]) == (503, "no_deployment_available")
+                assert caller.all[-1].headers["retry-after"] == "5"
                 event = await ended(gateway)
-                assert (event.outcome, event.rung) == ("bad_gateway", "error")
+                assert (event.outcome, event.rung) == ("no_deployment_available", "error")
             else:
                 message = json.loads((await caller.reply()).data)["choices"][0]["message"]
                 assert message["content"] == expected
@@ -249,7 +251,7 @@ async def test_vectors_have_neither_a_simple_model_nor_written_answers() -> None
     async with stage(laddered(FAST, STATIC)) as gateway:
         caller = gateway.ask(api="embeddings", input="x")
         await answer(gateway, 500, 500)
-        assert (await caller.error())["status"] == 502
+        assert (await caller.error())["status"] == 503
 
 
 STATUS = st.sampled_from([200, 400, 401, 404, 429, 500, 503, 0])

@@ -8,7 +8,7 @@ model is not walked, so nothing loops.
 
 from typing import Final, assert_never
 
-from breakwater_gateway.config.model import Rung, RungKind
+from breakwater_gateway.config.model import Model, Rung, RungKind
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 
@@ -105,6 +105,18 @@ def walks(failure: f.Failure) -> bool:
             assert_never(failure)
 
 
+def foot(cause: f.Failure, model: Model) -> f.Failure:
+    """The honest error at the foot of a declared ladder: 503 and when to come back, where the cause was the
+    provider's doing (502 and its kin); the caller's own fault, a budget or a deadline stays what it is."""
+    if f.spec(cause).status != 502 and not isinstance(cause, f.FirstTokenTimeout):
+        return cause
+    wait_s = f.retry_after_s(cause) or model.breaker.open_s
+    return f.NoDeployment(
+        f"no rung of the ladder could answer; it was walked because of: {cause.message[:300]}",
+        retry_after_s=wait_s,
+    )
+
+
 class Ladder:
     """Where one request stands. `cause` is the failure that took it off its own deployments."""
 
@@ -117,6 +129,11 @@ class Ladder:
         self.cause: f.Failure | None = None
         self.skipped: list[tuple[RungKind, str]] = []
         """Rungs that were passed by, and why."""
+
+    @property
+    def declared(self) -> bool:
+        """The model has rungs below its own deployments."""
+        return any(rung.kind != "error" for rung in self._rungs)
 
     @property
     def simple_models(self) -> int:

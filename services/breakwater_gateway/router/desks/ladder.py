@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from breakwater_gateway.config.model import Config, Model, Rung, StaticAnswers
-from breakwater_gateway.router.ladder import ERROR
+from breakwater_gateway.router.ladder import ERROR, foot
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.plan import Plan
 from breakwater_gateway.router.question import question_of
@@ -78,7 +78,7 @@ class Walk:
         match rung.kind:
             case "error":
                 # Whatever failed further down: the caller asked for this model, and is told what became of it.
-                self._failed(life, cause)
+                self._failed(life, foot(cause, life.home) if ladder.declared else cause)
             case "cache" | "stale":
                 if self._kept is None:
                     self.descend(life, failure)
