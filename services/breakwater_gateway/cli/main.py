@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
     "ladder": ("ladder_commands", "ladder", "Try what a model does when it cannot answer."),
+    "cache": ("cache_commands", "cache", "Calibrate the semantic cache, see it, empty it."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }
 
