@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from tests.actors.lender import Lender
 from tests.actors.stage import ANSWER, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config.model import (
+    Budget,
+    CachePolicy,
     Config,
     Model,
     RetryPolicy,
@@ -252,6 +256,48 @@ async def test_vectors_have_neither_a_simple_model_nor_written_answers() -> None
         caller = gateway.ask(api="embeddings", input="x")
         await answer(gateway, 500, 500)
         assert (await caller.error())["status"] == 503
+
+
+def limited(action: str, hard: int = 100) -> Config:
+    """So many tokens a day for each user."""
+    budget = Budget("user", "*", "tokens", hard, "day", action=action)  # type: ignore[arg-type]
+    return replace(laddered(Rung("cache"), FAST, STATIC), budgets=(budget,))
+
+
+async def test_with_the_budget_gone_only_what_costs_nothing_answers() -> None:
+    async with stage(limited("ladder")) as gateway:
+        await Lender(gateway.bus).listen()
+        caller = gateway.ask(max_tokens=1000, headers={"breakwater-user": "ann"})
+        reply = await caller.reply()
+        assert reply.headers["breakwater-rung"] == "static"
+        assert reply.headers["breakwater-rung-reason"] == "budget_exhausted"
+        assert gateway.provider.seen == []
+        event = await ended(gateway)
+        assert ("skip", "simple_model", "budget") in [
+            (d.step, d.deployment, d.reason) for d in event.decisions
+        ]
+
+
+async def test_a_budget_that_refuses_does_not_walk_the_ladder() -> None:
+    async with stage(limited("refuse")) as gateway:
+        await Lender(gateway.bus).listen()
+        caller = gateway.ask(max_tokens=1000, headers={"breakwater-user": "ann"})
+        assert (await caller.error())["code"] == "budget_exhausted"
+
+
+async def test_answers_within_a_budget_are_kept_like_others() -> None:
+    settings = limited("ladder", 10_000)
+    model = replace(settings.models["m"], cache=CachePolicy())
+    async with stage(replace(settings, models={**settings.models, "m": model})) as gateway:
+        await Lender(gateway.bus).listen()
+        user = {"breakwater-user": "ann"}
+        first = gateway.ask(max_tokens=5, temperature=0, headers=user)
+        await answer(gateway, 200)
+        assert "breakwater-budget-remaining" in (await first.reply()).headers
+        await asyncio.sleep(0.1)
+        second = gateway.ask(max_tokens=5, temperature=0, headers=user)
+        assert (await second.reply()).headers["breakwater-cache"] == "hit"
+        assert gateway.provider.seen == ["a"]
 
 
 STATUS = st.sampled_from([200, 400, 401, 404, 429, 500, 503, 0])

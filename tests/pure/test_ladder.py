@@ -44,13 +44,13 @@ def test_a_declared_ladder_in_full(declared: tuple[Rung, ...], walked: str) -> N
         (f.KeyRejected(), 1, True, "cache stale simple_model static error"),
         # With the budget, the calls or the time gone, only what costs nothing.
         (f.BudgetExhausted(), 1, True, "cache stale static error"),
-        (f.BudgetContended(), 1, True, "cache stale static error"),
         (f.ServerError(), 0, True, "cache stale static error"),
         (f.TotalTimeout(), 0, True, "cache stale static error"),
         # Vectors are neither simple nor written down.
         (f.ServerError(), 1, False, "cache stale error"),
         # The caller's own doing, and what was decided about the content.
         (f.InvalidRequest(), 1, True, "error"),
+        (f.BudgetContended(), 1, True, "error"),
         (f.ContextLength(), 1, True, "error"),
         (f.ContentFiltered(), 1, True, "error"),
         (f.Cancelled(), 1, True, "error"),

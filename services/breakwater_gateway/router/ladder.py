@@ -82,7 +82,6 @@ def walks(failure: f.Failure) -> bool:
             | f.MalformedAnswer()
             | f.MalformedToolCall()
             | f.BudgetExhausted()
-            | f.BudgetContended()
             | f.WorkerBusy()
             | f.WorkerLost()
             | f.NoDeployment()
@@ -93,6 +92,8 @@ def walks(failure: f.Failure) -> bool:
             | f.ContentFiltered()
             | f.InvalidRequest()
             | f.PayloadTooLarge()
+            # Somebody's rate, or a budget that others hold just now: waiting helps, and for how long is told.
+            | f.BudgetContended()
             | f.CallerUnauthenticated()
             | f.CallerForbidden()
             | f.UnknownModel()

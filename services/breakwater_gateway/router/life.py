@@ -214,6 +214,16 @@ class Life:
     def rank(self) -> Rank:
         return RANKS[self.options.priority]
 
+    @property
+    def altered(self) -> bool:
+        """Not what was asked for was answered: another model, fewer turns, or a shorter answer."""
+        return (
+            self.rung != "primary"
+            or self.model is not self.home
+            or self.dropped > 0
+            or h.CLAMPED in self.notes
+        )
+
     def turn_to(self, model: Model, name: str, plan: Plan) -> None:
         """From now on this model is called, under `name`."""
         self.model, self.routed, self.plan = model, name, plan

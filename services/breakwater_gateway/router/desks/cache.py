@@ -402,7 +402,7 @@ class CacheDesk:
             return "too_large"
         if flight.broken or flight.seam:
             return "partial"
-        if life.rung != "primary" or life.model is not life.home or life.notes:
+        if life.altered:
             return "degraded"
         form: Form = "lines" if life.stream else "body"
         lines = [line for said in flight.said for line in said.data.split(b"\n") if line]

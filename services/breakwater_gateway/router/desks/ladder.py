@@ -47,8 +47,9 @@ class Walk:
         failed: Callable[[Life, f.Failure], None],
         kept: Kept | None = None,
     ) -> None:
-        """`find`: another model, with those of its deployments that can answer the life's request. `advance` asks the life's plan again; `answered` ends it after its answer was sent; `failed`
-        answers with the failure and ends it."""
+        """`find`: another model, with those of its deployments that can answer the life's request. `advance`
+        asks the life's plan again; `answered` ends it after its answer was sent; `failed` answers with the
+        failure and ends it."""
         self._context = context
         self._config = config
         self._find = find
@@ -95,7 +96,10 @@ class Walk:
 
     def _simple_model(self, life: Life, rung: Rung, failure: f.Failure) -> None:
         model = self._find(life, rung.model)
-        if model is None:  # the configuration changed since the request began
+        if model is None:
+            life.note(
+                "skip", now=self._context.clock.now(), deployment=rung.model, reason="no_model"
+            )
             self.descend(life, failure)
             return
         life.turn_to(model, rung.model, plan_on(life, model))
