@@ -379,8 +379,9 @@ CommandReply = Done | NotLeader | Refused
 
 
 class OpenLine(Struct, frozen=True, omit_defaults=True, tag="line", tag_field="op"):
-    """A new line of the books; later operations name it by its number, from 0."""
+    """A new line of the books; later operations name it by its number, from 0 and never used again."""
 
+    number: int
     account: str
     unit: Unit
     period: str

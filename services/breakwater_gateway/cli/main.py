@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "doctor": ("doctor", "doctor", "Check this set-up, and say how to mend it."),
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
     "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
+    "budget": ("budget_commands", "budget", "Show and change budgets and their leases."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
     "ladder": ("ladder_commands", "ladder", "Try what a model does when it cannot answer."),
     "cache": ("cache_commands", "cache", "Calibrate the semantic cache, see it, empty it."),

@@ -271,9 +271,11 @@ class Book:
             self._tell("reset", line, span.key, line.committed, line.held)
 
     def _open(self, op: OpenLine) -> None:
+        if op.number != self.next_line:
+            raise LogBroken(f"line {op.number} is opened where {self.next_line} is next")
         period = parse_period(op.period)
         line = BookLine(
-            number=self.next_line,
+            number=op.number,
             account=op.account,
             unit=op.unit,
             spec=op.period,

@@ -236,7 +236,7 @@ class Teller:
         if line.number >= 0:
             return line
         number = self._book.next_line
-        self.enter(OpenLine(line.account, line.unit, line.spec))
+        self.enter(OpenLine(number, line.account, line.unit, line.spec))
         if line.rule is not None:
             self.enter(SetLineLimit(number, line.rule, line.soft, line.revision))
         return self._book.lines[number]
@@ -359,7 +359,7 @@ class Teller:
             if change.hard is None:
                 return Refused("unknown", f"the books have no such line of {change.account}")
             number = self._book.next_line
-            self.enter(OpenLine(change.account, change.unit, change.period))
+            self.enter(OpenLine(number, change.account, change.unit, change.period))
             line = self._book.lines[number]
         self.enter(Override(line.number, change.hard, change.by, change.why))
         return Done(0)

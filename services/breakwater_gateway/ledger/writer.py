@@ -41,7 +41,7 @@ QUEUE_MAX: Final = 16_384
 """Messages that wait at most; more are told to come again."""
 APPEND_S: Final = 2.0
 LANDED_S: Final = 3.0
-SNAPSHOT_RECORDS: Final = 2_000
+SNAPSHOT_RECORDS: Final = 10_000
 SNAPSHOT_S: Final = 60.0
 LOG_KEPT: Final = 100_000
 """Records that the log keeps of each partition, for history and audits."""
