@@ -106,7 +106,7 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     """One step of a request's plan, as the router took it."""
 
     step: str
-    """`dispatch`, `wait`, `skip`, `answer`."""
+    """`route` (taken), `consider` (chosen among), `skip` (no choice, and why), `dispatch`, `wait`, `answer`."""
     at_ms: float
     """Since the request arrived."""
     deployment: str = ""

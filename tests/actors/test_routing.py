@@ -61,6 +61,18 @@ async def test_cost_goes_to_the_cheapest_until_it_cannot() -> None:
     )
     async with stage(load_text(text, source="f", environment={})) as gateway:
         assert [await one(gateway) for _ in range(5)] == ["cheap"] * 5
+        told = gateway.requests[-1].decisions
+        assert [(d.step, d.deployment) for d in told] == [
+            ("consider", "dear"),
+            ("consider", "cheap"),
+            ("consider", "unknown"),
+            ("dispatch", "cheap"),
+        ]
+        dear, cheap = told[0].score, told[1].score
+        assert dear is not None
+        assert cheap is not None
+        assert dear > cheap == told[3].score
+        assert told[2].score is None
         caller = gateway.ask()
         (await gateway.provider.next_call()).reply(500)
         call = await gateway.provider.next_call()
@@ -143,7 +155,7 @@ async def test_routes_lead_to_another_model_and_the_event_tells_the_way() -> Non
             assert reply.headers["breakwater-deployment"] == deployment
             await asyncio.sleep(0.01)
             decisions = gateway.requests[-1].decisions
-            assert [(d.step, d.reason) for d in decisions if d.step != "dispatch"] == told
+            assert [(d.step, d.reason) for d in decisions if d.step in {"route", "skip"}] == told
 
 
 async def test_what_no_deployment_takes_is_refused_without_a_call() -> None:

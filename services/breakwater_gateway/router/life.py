@@ -1,5 +1,6 @@
 """One request in flight: what was asked, how far it has come, and what will be told of it at the end."""
 
+from math import inf
 from typing import Final, Literal, Protocol
 
 from msgspec import Raw
@@ -15,6 +16,7 @@ from breakwater_gateway.router.plan import Dispatch, Plan
 from breakwater_gateway.router.release import Rank
 from breakwater_gateway.router.routing import Routed
 from breakwater_gateway.router.strategies import ANY, Ask
+from breakwater_gateway.router.targets import Considered
 from breakwater_gateway.runtime.bus import Inbox
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
@@ -26,6 +28,8 @@ GIVEN_AGAIN: Final = frozenset({"hit", "semantic", "stale", "coalesced"})
 """Verdicts of answers that no call was made for."""
 DECISIONS_MAX: Final = 64
 """Steps of a plan that its event tells."""
+CONSIDERED_MAX: Final = 16
+"""Deployments of each kind, chosen among and not, that it names."""
 
 
 FREE: Final = frozenset({"cache", "stale", "static"})
@@ -64,6 +68,7 @@ class Life:
         "calls",
         "charge",
         "claiming",
+        "considered",
         "copies",
         "copies_inbox",
         "decisions",
@@ -177,6 +182,7 @@ class Life:
         self.provider_ms = 0.0
         """Waited for providers and backoff so far: not overhead of ours."""
         self.decisions: list[Decision] = []
+        self.considered: Considered | None = None
         self.route: Routed | None = None
         """How it came to the model and its deployments; None: by its name."""
         self.verdict = "bypass"
@@ -266,17 +272,35 @@ class Life:
                 Decision(step, at_ms, deployment, worker, reason, epoch, wait_ms, score)
             )
 
-    def _routing(self) -> list[Decision]:
-        """What was settled before the first call: the routes taken, and whom that left out."""
-        routed = self.route
-        if routed is None:
-            return []
-        routes = [Decision("route", 0.0, reason=way) for way in routed.way[:DECISIONS_MAX]]
-        left_out = [
-            Decision("skip", 0.0, deployment=each.deployment.id, reason=each.reason.value)
-            for each in routed.dropped[:DECISIONS_MAX]
+    def _choice(self) -> list[Decision]:
+        """How the first choice came about: the routes taken, among whom it was made, who was none and why."""
+        told: list[Decision] = []
+        if self.route is not None:
+            told += [Decision("route", 0.0, reason=way) for way in self.route.way[:CONSIDERED_MAX]]
+            told += [
+                Decision("skip", 0.0, deployment=each.deployment.id, reason=each.reason.value)
+                for each in self.route.dropped[:CONSIDERED_MAX]
+            ]
+        if self.considered is None:
+            return told
+        ids, scores, skipped = self.considered
+        if len(ids) > 1 or skipped:
+            for at, id_ in enumerate(ids[:CONSIDERED_MAX]):
+                score = None if scores is None else scores[at]
+                told.append(
+                    Decision("consider", 0.0, deployment=id_, score=None if score == inf else score)
+                )
+        told += [
+            Decision(
+                "skip",
+                0.0,
+                deployment=each.deployment,
+                reason=each.reason,
+                wait_ms=0.0 if each.until is None else max(0.0, each.until - self.began) * 1000,
+            )
+            for each in skipped[:CONSIDERED_MAX]
         ]
-        return routes + left_out
+        return told
 
     def work(self, call: Call, deployment: Deployment, *, now: float) -> Work:
         """The attempt as the worker is told of it; times are what is left."""
@@ -391,7 +415,7 @@ class Life:
             org=self.options.org,
             feature=self.options.feature,
             properties=self.options.properties,
-            decisions=self._routing() + self.decisions if self.route else self.decisions,
+            decisions=self._choice() + self.decisions,
             config_revision=config_revision,
             traceparent=self.options.traceparent,
         )

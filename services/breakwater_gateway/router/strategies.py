@@ -183,7 +183,7 @@ class Group:
     hundred, or one comparison a target where load, cost or use counts.
     """
 
-    __slots__ = ("_cumulative", "_heaviest", "_priced", "_sizes", "targets")
+    __slots__ = ("_cumulative", "_heaviest", "_ids", "_priced", "_sizes", "compared", "targets")
 
     def __init__(self, usable: Sequence[Deployment]) -> None:
         """`usable` must not be empty."""
@@ -195,6 +195,9 @@ class Group:
         self._sizes = tuple(_size(t, limited=limited) for t in self.targets)
         most = max(t.weight for t in self.targets)
         self._heaviest = tuple(t for t in self.targets if t.weight == most)
+        self._ids = tuple(t.id for t in self.targets)
+        self.compared: tuple[tuple[str, ...], Sequence[float] | None] = (self._ids, None)
+        """Among whom the last `first` chose, and their scores; infinite is not known."""
         self._priced: tuple[str, tuple[_Rates | None, ...]] | None = None
         """What calls under a name cost: prices do not change within the life of a group."""
 
@@ -229,6 +232,7 @@ class Group:
 
     def _least(self, scores: Sequence[float], draw: Draw) -> Ranked:
         targets = self.targets
+        self.compared = (self._ids, scores)
         least = min(scores)
         tied = [i for i, score in enumerate(scores) if score == least]
         if len(tied) == 1:
@@ -254,6 +258,7 @@ class Group:
             b_ms = UNTRIED * a_ms
         a_score = a_ms * (view.in_flight(a.id) + 1)
         b_score = b_ms * (view.in_flight(b.id) + 1)
+        self.compared = ((a.id, b.id), (a_score, b_score))
         return Ranked(a, a_score) if a_score <= b_score else Ranked(b, b_score)
 
     def _prices(self, view: TargetView, ask: Ask) -> "tuple[_Rates | None, ...]":

@@ -5,8 +5,8 @@ come in as arguments. The first choice of a request, which nearly always is its 
 kept until something that was published changes it.
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -48,6 +48,15 @@ _A_CHOICE: Final = frozenset({Reason.throttled, Reason.max_in_flight})
 Draw = Callable[[], float]
 
 
+class Considered(NamedTuple):
+    """Among whom a request's first choice was made, and who was no choice: references only, so that it
+    costs nothing to remember."""
+
+    ids: tuple[str, ...]
+    scores: Sequence[float | None] | None
+    skipped: tuple[Skipped, ...]
+
+
 class _Look(Struct, frozen=True):
     """A model's targets that may be called, for as long as nothing the views say has changed."""
 
@@ -57,6 +66,7 @@ class _Look(Struct, frozen=True):
     group: Group | None
     """None: the first choice needs the whole order (a probe is due, or nothing is usable)."""
     by_id: dict[str, Deployment]
+    skipped: tuple[Skipped, ...]
 
 
 class Targets:
@@ -74,6 +84,8 @@ class Targets:
         self._claims: set[tuple[str, int]] = set()
         self._looks: dict[int, _Look] = {}
         """By the identity of the model that the look itself keeps alive."""
+        self.considered = Considered((), None, ())
+        """By the last `first` or `order`."""
         self._changes = 0
         """Of breakers and pauses: a look from before holds no longer."""
         self._known: set[str] = set()
@@ -156,6 +168,7 @@ class Targets:
         release = self._releases.get(chosen.id)
         if release is not None and not release.admits(now):
             return None
+        self.considered = Considered(*look.group.compared, look.skipped)
         return self._candidate(chosen, score, probe=False)
 
     def order(
@@ -190,10 +203,7 @@ class Targets:
             for key in self.standings.last(d.id).key_probes
         ]
         probes = [c for c in probes if claiming or c.place not in self._claims]
-        skipped = [
-            Skipped(d.deployment.id, d.reason.value, None if d.wait_s is None else now + d.wait_s)
-            for d in found.dropped
-        ]
+        skipped = _skipped(found, now)
         if not probes:
             skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
         candidates = [
@@ -201,6 +211,11 @@ class Targets:
         ]
         if not (candidates or found.half_open):
             probes = [c for c in self._early(found) if claiming or c.place not in self._claims]
+        self.considered = Considered(
+            tuple(c.deployment for c in candidates),
+            [c.score for c in candidates],
+            tuple(skipped),
+        )
         return (*probes, *candidates), tuple(skipped)
 
     def _takes_share(self, deployment: Deployment, draw: Draw) -> bool:
@@ -258,6 +273,7 @@ class Targets:
             until=now + (LOOK_S if wait_s is None else min(wait_s, LOOK_S)),
             group=Group(found.usable) if plain and found.usable else None,
             by_id={d.id: d for d in model.deployments},
+            skipped=tuple(_skipped(found, now)),
         )
 
     def _filter(self, model: Model, now: float, now_wall: float, turn: str = "") -> Filtered:
@@ -316,3 +332,10 @@ class Targets:
             probe_of=names[key],
             probe_epoch=standing.key_epochs[key],
         )
+
+
+def _skipped(found: Filtered, now: float) -> list[Skipped]:
+    return [
+        Skipped(d.deployment.id, d.reason.value, None if d.wait_s is None else now + d.wait_s)
+        for d in found.dropped
+    ]

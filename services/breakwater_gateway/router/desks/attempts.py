@@ -205,10 +205,11 @@ class Attempts:
         if not life.decisions:
             first = targets.first(model, now=now, now_wall=wall, draw=clock.draw, ask=life.ask)
             if first is not None:
+                life.considered = targets.considered
                 return (first,), ()
         claiming, life.claiming = life.claiming, False
         turn, life.turn = life.turn, ""
-        return targets.order(
+        found = targets.order(
             model,
             now=now,
             now_wall=wall,
@@ -217,6 +218,8 @@ class Attempts:
             turn=turn,
             ask=life.ask,
         )
+        life.considered = life.considered or targets.considered
+        return found
 
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
         return self._targets.budget(step.candidate.target, life.model.retry.budget)
