@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
     "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
     "budget": ("budget_commands", "budget", "Show and change budgets and their leases."),
+    "breaker": ("breaker_commands", "breaker", "List, trip and reset breakers."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
     "ladder": ("ladder_commands", "ladder", "Try what a model does when it cannot answer."),
     "cache": ("cache_commands", "cache", "Calibrate the semantic cache, see it, empty it."),
