@@ -55,13 +55,15 @@ async def serves(process: Process) -> None:
 class Fleet:
     """Two of each actor, each a process of its own, which can be replaced."""
 
-    def __init__(self, directory: Path, nats: str, simulator: Simulator) -> None:
+    def __init__(
+        self, directory: Path, nats: str, simulator: Simulator, text: str | None = None
+    ) -> None:
         self.directory = directory
         self.nats = nats
         self.ports = [free_port(), free_port()]
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.config = directory / "breakwater.yaml"
-        self.config.write_text(config(simulator))
+        self.config.write_text(config(simulator) if text is None else text)
         self.running: dict[str, Process] = {}
         self.started = 0
         for kind in ("health", "worker", "router", "edge"):
