@@ -9,6 +9,7 @@ from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config.model import BreakerPolicy, Config, KeyRef, RetryPolicy
 from breakwater_gateway.router.actor import Router
+from breakwater_gateway.worker.http_client import ConnectFailed
 from breakwater_protocol.commands import BreakerCommand, BreakerReply
 from breakwater_protocol.events import Alert
 
@@ -285,3 +286,31 @@ async def test_a_router_that_missed_an_event_heals_within_a_second() -> None:
         await asyncio.sleep(1.0)
         assert router._health.read_again == 1
         assert router.load().view_hash == health.load().view_hash
+
+
+async def test_what_times_out_while_the_workers_own_loop_stands_still_opens_nothing() -> None:
+    """Twenty calls at once are overtaken by a stall: their answers were in the sockets all along."""
+    async with stage(config("a", breaker=BreakerPolicy(consecutive=2), retry=ONCE)) as gateway:
+        callers = [gateway.ask(stream=True) for _ in range(20)]
+        calls = [await gateway.provider.next_call() for _ in callers]
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.advance(30.0)
+        for caller in callers:
+            assert (await caller.error())["status"] == 504
+        await asyncio.sleep(0.1)
+        assert len(calls) == 20
+        assert [a.in_stall for a in gateway.attempts] == [True] * 20
+        assert gateway.breakers == []
+
+
+async def test_a_connection_that_timed_out_in_a_stall_opens_nothing() -> None:
+    async with stage(config("a", breaker=BreakerPolicy(consecutive=2), retry=ONCE)) as gateway:
+        for late_s, breakers in ((3.0, 0), (0.0, 1)):
+            for _ in range(2):
+                caller = gateway.ask()
+                call = await gateway.provider.next_call()
+                call.head.set_exception(ConnectFailed("timeout", "late", late_s=late_s))
+                await caller.reply()
+                await asyncio.sleep(0.1)
+            assert len(gateway.breakers) == breakers

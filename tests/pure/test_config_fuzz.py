@@ -204,7 +204,12 @@ FILES = st.fixed_dictionaries(
                     "hedge": st.fixed_dictionaries({}, optional={"after": DURATIONS}),
                     "ladder": st.sampled_from([["cache", "static"], ["stale", "error"]]),
                     "breaker": st.fixed_dictionaries(
-                        {}, optional={"window": DURATIONS, "open_cap": DURATIONS}
+                        {},
+                        optional={
+                            "window": DURATIONS,
+                            "open_cap": DURATIONS,
+                            "probe": st.sampled_from(["traffic", "active"]),
+                        },
                     ),
                 },
             ),

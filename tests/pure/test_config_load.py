@@ -486,6 +486,21 @@ def test_a_default_gives_way_to_a_shorter_written_bound() -> None:
     assert model.breaker.open_s == 2.0
 
 
+def test_how_a_target_comes_back_is_read() -> None:
+    breaker = (
+        load(f"models: {{a: {{{D}, breaker: {{ramp: 30s, probe: active}}}}}}").models["a"].breaker
+    )
+    assert (breaker.ramp_s, breaker.probe) == (30.0, "active")
+    usual = load(f"models: {{a: {{{D}}}}}").models["a"].breaker
+    assert (usual.ramp_s, usual.probe) == (15.0, "traffic")
+
+
+@pytest.mark.parametrize("id_", ["@openai/eu", "a#key1", "a#key12"])
+def test_an_id_that_would_read_as_a_region_or_a_key_is_refused(id_: str) -> None:
+    with pytest.raises(ConfigError, match="is no id: @... names a provider's region"):
+        load(f"models: {{a: {{deployments: [{{model: openai/x, id: '{id_}'}}]}}}}")
+
+
 def test_the_usual_variable_that_is_set_here_is_the_default_key() -> None:
     text = "models: {a: {deployments: [{model: huggingface/x}]}}"
     assert load(text).models["a"].deployments[0].api_keys == (KeyRef("env", "HF_TOKEN"),)

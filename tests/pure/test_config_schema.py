@@ -82,6 +82,8 @@ FULL: dict[str, Any] = {
                 "consecutive": 1,
                 "open": "1s",
                 "open_cap": "1h",
+                "ramp": "30s",
+                "probe": "active",
             },
             "on_context_length": "summarize:b",
             "on_content_filter": "model:b",

@@ -466,6 +466,7 @@ class Worker(Actor):
             return self._answer(run, exchange, body, place)
         except ConnectFailed as error:
             run.stream_open = False
+            run.graced = run.graced or error.late_s > _STALL_S
             return f.ConnectFailed(f"no connection to the provider: {error.kind}")
         except PoolTimeout:
             run.stream_open = False

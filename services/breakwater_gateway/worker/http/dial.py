@@ -116,14 +116,17 @@ class Dialler:
 
     async def dial(self, pool: Pool, timeout_s: float | None) -> Connection:
         """Raises ConnectFailed."""
-        where = pool.origin
+        where, loop = pool.origin, asyncio.get_running_loop()
+        began = loop.time()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._dial(pool)
         except TimeoutError as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise ConnectFailed("tcp", f"{where}: {error.strerror}") from error
-            raise ConnectFailed("timeout", f"{where}: no connection in {timeout_s} s") from error
+            late_s = loop.time() - began - (timeout_s or 0.0)
+            message = f"{where}: no connection in {timeout_s} s"
+            raise ConnectFailed("timeout", message, late_s=late_s) from error
 
     async def _dial(self, pool: Pool) -> Connection:
         proxy = self.proxies.of(pool.scheme, pool.host, pool.port)

@@ -12,9 +12,11 @@ class HttpFailure(Exception):
 class ConnectFailed(HttpFailure):
     """No connection came to be, so nothing of the request was sent."""
 
-    def __init__(self, kind: ConnectKind, message: str) -> None:
+    def __init__(self, kind: ConnectKind, message: str, *, late_s: float = 0.0) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind: ConnectKind = kind
+        self.late_s = late_s
+        """How long after its time a timeout came: much, and it was our own loop that stood still."""
         self.message = message
 
 
