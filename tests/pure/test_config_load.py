@@ -497,7 +497,7 @@ def test_how_a_target_comes_back_is_read() -> None:
 
 @pytest.mark.parametrize("id_", ["@openai/eu", "a#key1", "a#key12"])
 def test_an_id_that_would_read_as_a_region_or_a_key_is_refused(id_: str) -> None:
-    with pytest.raises(ConfigError, match="is no id: @... names a provider's region"):
+    with pytest.raises(ConfigError, match="names a provider's region"):
         load(f"models: {{a: {{deployments: [{{model: openai/x, id: '{id_}'}}]}}}}")
 
 
