@@ -58,6 +58,23 @@ def test_check_of_a_good_file_says_so_and_warns_of_missing_keys(good: str) -> No
     )
 
 
+def test_check_warns_of_unknown_prices_where_the_price_decides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    deployments = (
+        "[{model: openai/gpt-4o, api_key: []}, {model: openai/nobody, api_key: []},"
+        " {model: openai/other, api_key: [], price: {input: 1, output: 1}}]"
+    )
+    for strategy, warned in (("cost", 1), ("latency", 0)):
+        path.write_text(f"models: {{a: {{strategy: {strategy}, deployments: {deployments}}}}}")
+        found = json.loads(run("check", str(path), "--json").stdout)["warnings"]
+        assert len(found) == warned
+    path.write_text(f"models: {{a: {{strategy: cost, deployments: {deployments}}}}}")
+    assert run("check", str(path)).stderr == (
+        f"{path}: warning: no price is known for openai/nobody: the strategy cost of a tries"
+        " openai/nobody last; give it a price\n"
+    )
+
+
 def test_check_of_a_bad_file_prints_every_mistake_and_exits_with_3(bad: str) -> None:
     result = run("check", bad)
     assert result.exit_code == 3

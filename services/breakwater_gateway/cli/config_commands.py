@@ -6,6 +6,7 @@ Exit codes: 0 fine, 2 the question itself (no such file, no NATS), 3 a configura
 import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -95,6 +96,7 @@ def _check(file: str, *, as_json: bool) -> None:
             raise SystemExit(EXIT_MISTAKES) from None
         _fail(error)
     warnings = [str(each) for each in missing_keys(config, os.environ, readable=readable)]
+    warnings += _unpriced(config)
     if as_json:
         click.echo(json.dumps(_report(file, warnings=warnings)))
         return
@@ -103,6 +105,25 @@ def _check(file: str, *, as_json: bool) -> None:
     models = len(config.models)
     deployments = sum(len(model.deployments) for model in config.models.values())
     click.echo(f"{file}: fine ({_count(models, 'model')}, {_count(deployments, 'deployment')})")
+
+
+def _unpriced(config: "Config") -> list[str]:
+    """Deployments without a known price where the price decides."""
+    if not any(model.strategy == "cost" for model in config.models.values()):
+        return []
+    from breakwater_gateway.pricing.prices import shipped
+
+    now = time.time()
+    return [
+        f"no price is known for {each.provider}/{each.model}: the strategy cost of {model.name} tries"
+        f" {each.id} last; give it a price"
+        for model in config.models.values()
+        if model.strategy == "cost"
+        for each in model.deployments
+        if each.price is None
+        and not each.model.endswith("*")
+        and shipped().price_of(each.provider, each.model, now) is None
+    ]
 
 
 def _show_file(file: str, *, as_json: bool) -> None:
