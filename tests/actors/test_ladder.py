@@ -126,7 +126,9 @@ async def test_a_written_answer_stands_in_when_nothing_else_does() -> None:
         assert said["breakwater-rung"] == "static"
         assert said["breakwater-rung-reason"] == "server_error"
         assert said["breakwater-cost-usd"] == "0.000000000"
+        assert "breakwater-deployment" not in said  # none of those that were called has answered
         event = await ended(gateway)
+        assert event.deployment == ""
         assert (event.outcome, event.rung, event.attempts) == ("ok", "static", 3)
 
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, stage
 from tests.virtual_time import VirtualTimeLoop
 
@@ -14,6 +17,8 @@ from breakwater_gateway.config.model import (
     OnContentFilter,
     OnContextLength,
     RetryPolicy,
+    Rung,
+    StaticAnswers,
 )
 from breakwater_protocol.commands import Cancel
 
@@ -246,3 +251,72 @@ async def test_a_call_that_stays_spoilt_is_an_error_within_the_envelope() -> Non
         found = await caller.error()
         assert (found["status"], found["code"]) == (502, "malformed_tool_call")
         assert gateway.provider.seen == ["a", "a", "b"]
+
+
+SAID: dict[str, tuple[int, bytes]] = {
+    "ok": (200, ANSWER),
+    "long": (400, TOO_LONG),
+    "filtered": (400, FILTERED),
+    "spoilt": (200, call_of('{"a": x}')),
+    "repairable": (200, call_of("{'a': 1}")),
+    "down": (500, b"{}"),
+    "throttled": (429, b"{}"),
+    "refused": (400, b"{}"),
+}
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    said=st.lists(st.sampled_from(sorted(SAID)), min_size=12, max_size=12),
+    length=st.sampled_from(["truncate", "summarize", "model", "fail"]),
+    content=st.sampled_from(["next", "model", "fail"]),
+    attempts=st.integers(3, 6),
+    ladder=st.lists(
+        st.sampled_from([Rung("simple_model", "other"), Rung("static")]), unique=True
+    ).map(tuple),
+)
+def test_whatever_has_to_be_mended_there_is_one_answer_within_the_envelope(
+    said: list[str],
+    length: Literal["truncate", "summarize", "model", "fail"],
+    content: Literal["next", "model", "fail"],
+    attempts: int,
+    ladder: tuple[Rung, ...],
+) -> None:
+    policy = mending(
+        OnContextLength(length, "other"),
+        OnContentFilter(content, "other"),
+        RetryPolicy(attempts=attempts),
+    )
+    model = replace(policy.models["m"], ladder=ladder)
+    config_ = replace(
+        policy,
+        models={**policy.models, "m": model},
+        static_answers=StaticAnswers(default="Later."),
+    )
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with stage(config_) as gateway:
+            began = loop.time()
+            caller = gateway.ask(messages=TURNS)
+
+            async def provide() -> None:
+                for word in said:
+                    (await gateway.provider.calls.get()).reply(*SAID[word])
+
+            provider = asyncio.create_task(provide())
+            while not any(e.request == "r1" for e in gateway.requests):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert loop.time() - began < 61.1
+            await asyncio.sleep(2)
+            provider.cancel()
+            assert len(caller.all) == 1
+            assert len(gateway.provider.seen) <= attempts
+            assert [e.request for e in gateway.requests].count("r1") == 1
+            (event,) = [e for e in gateway.requests if e.request == "r1"]
+            assert event.attempts == len(gateway.provider.seen)
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(run())

@@ -361,7 +361,7 @@ class Life:
             h.ATTEMPTS: str(self.plan.attempts),
             **self.notes,
         }
-        if self.call is not None:
+        if self.call is not None and rung not in FREE:
             facts[h.DEPLOYMENT] = self.deployment
         return facts
 
@@ -399,7 +399,8 @@ class Life:
             outcome=outcome(failure, partial),
             at=at,
             router=router,
-            deployment=self.deployment,
+            # Whoever was called last did not answer.
+            deployment="" if failure is None and self.rung in FREE else self.deployment,
             rung="error" if failure is not None and not partial else self.rung,
             cache=self.verdict,
             rung_reason="" if cause is None or self.rung == "primary" else f.kind(cause),
