@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakwater_gateway.config.model import Deployment, Price, StrategyName
+from breakwater_gateway.config.model import Config, Deployment, Model, Price, StrategyName
 from breakwater_gateway.pricing.cost import Band, ModelPrice, Rates, of_config
 from breakwater_gateway.router.strategies import (
     STRATEGIES,
@@ -25,7 +25,8 @@ from breakwater_gateway.router.strategies import (
     simple_shuffle,
     usage,
 )
-from breakwater_protocol.events import BreakerState
+from breakwater_gateway.router.targets import Targets
+from breakwater_protocol.events import BreakerChanged, BreakerState, Evidence, Heartbeat
 
 
 def deployment(
@@ -409,3 +410,43 @@ def test_the_most_room_under_its_rates_is_first_and_no_known_limit_is_room() -> 
     assert ids(found) == "c b a"
     assert [each.score for each in found] == [0.0, 0.4, 0.9]
     assert Group(targets).first("usage", view, Random(1).random).deployment.id == "c"
+
+
+@given(
+    st.sampled_from(list(STRATEGIES)),
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 1),
+            st.sampled_from(["well", "open", "paused", "away"]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(0, 2**32),
+)
+def test_nobody_who_was_left_out_is_ever_called(
+    strategy: StrategyName, shapes: list[tuple[int, int, str]], seed: int
+) -> None:
+    deployments = tuple(
+        deployment(f"t{i}", weight=w, order=o, pool="eu" if state == "away" else "")
+        for i, (w, o, state) in enumerate(shapes)
+    )
+    model = Model("m", deployments, strategy=strategy)
+    targets, draw = Targets(Config({"m": model})), Random(seed).random
+    targets.loads.fold(Heartbeat("worker", "w", "", 0.0, capacity=9), 0.0)
+    for each, (_, _, state) in zip(deployments, shapes, strict=True):
+        if state == "open":
+            targets.fold(BreakerChanged(each.id, "open", "c", Evidence(), 99.0, 1, "closed", 0.0))
+        elif state == "paused":
+            targets.pause(each.id, 50.0, now=0.0)
+    well = {d.id for d, (_, _, state) in zip(deployments, shapes, strict=True) if state == "well"}
+    candidates, skipped = targets.order(model, now=1.0, now_wall=1.0, draw=draw, ask=ASK)
+    calls = {c.deployment for c in candidates if not c.probe}
+    assert calls == well
+    assert {s.deployment for s in skipped} == {d.id for d in deployments} - well
+    first = targets.first(model, now=1.0, now_wall=1.0, draw=draw, ask=ASK)
+    assert first is None or first.deployment in well
+    if first is not None:
+        assert first.deployment in targets.considered.ids
+        assert {s.deployment for s in targets.considered.skipped}.isdisjoint(well)
