@@ -32,12 +32,15 @@ from tests.e2e.processes import (
 )
 from tests.e2e.workers import Workers
 
+from breakwater_gateway.cli.serve_commands import KINDS
 from breakwater_protocol import Client
 from breakwater_protocol.subjects import Subjects
 
 pytestmark = [pytest.mark.anyio, pytest.mark.nats, pytest.mark.drill]
 
 SUBJECTS = Subjects()
+ACTORS = tuple(kind for kind in reversed(KINDS) if kind != "simulator")
+"""Every actor of a gateway, those that others depend on first."""
 
 
 def show(what: str, found: object) -> None:
@@ -66,7 +69,7 @@ class Fleet:
         self.config.write_text(config(simulator) if text is None else text)
         self.running: dict[str, Process] = {}
         self.started = 0
-        for kind in ("health", "worker", "router", "edge"):
+        for kind in ACTORS:
             for place in range(2):
                 self.start(f"{kind}-{place}")
         for url in self.urls:
@@ -310,14 +313,14 @@ async def test_a_rolling_restart_of_every_actor_fails_no_request(fleet: Fleet, s
         load(steady, http=fleet.urls, callers=8) as http,
         load(steady, nats=fleet.nats, callers=8) as nats,
     ):
-        for kind in ("worker", "router", "health", "edge"):
+        for kind in ACTORS:
             for place in range(2):
                 await http.good(30)
                 took_s = await fleet.replace(f"{kind}-{place}")
                 report(f"{kind}-{place} drained in {took_s:.2f} s")
                 await nats.good(30)
-    show("rolling restart of 2 workers, 2 routers, 2 health, 2 edges, HTTP", http)
-    show("rolling restart of 2 workers, 2 routers, 2 health, 2 edges, NATS", nats)
+    show(f"rolling restart of two each of {', '.join(ACTORS)}, HTTP", http)
+    show(f"rolling restart of two each of {', '.join(ACTORS)}, NATS", nats)
     assert not http.bad()
     assert not nats.bad()
 
