@@ -9,7 +9,7 @@ import pytest
 from tests.actors.stage import ANSWER, SUBJECTS, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
-from breakwater_gateway.config.model import Config, Price
+from breakwater_gateway.config.model import Config, Limits, Price
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Started, WorkReply
@@ -372,3 +372,17 @@ async def test_a_worker_that_is_stopped_leaves_nobody_waiting() -> None:
         assert isinstance((await first.finished()).failure, f.WorkerLost)
         assert call.aborted.is_set()
         assert gateway.provider.calls.empty()
+
+
+async def test_a_full_worker_says_whether_it_is_worth_asking_again() -> None:
+    for names, full in ((("worker",), True), (("worker", "worker-2"), False)):
+        async with stage(config("a", limits=Limits(in_flight=5)), actors=names) as gateway:
+            await asyncio.sleep(1.0)
+            for number in range(4):
+                Order(gateway, request=f"r{number}", priority="batch")
+                await gateway.provider.next_call()
+            refused = await Order(gateway, request="late", priority="batch").finished()
+            assert isinstance(refused.failure, f.WorkerBusy)
+            assert refused.failure.full is full
+            Order(gateway, request="critical", priority="critical")
+            await gateway.provider.next_call()

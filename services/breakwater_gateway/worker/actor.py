@@ -301,8 +301,8 @@ class Worker(Actor):
             return
         now = self.context.clock.now()
         run = _Run(work, message.reply, now)
-        if self.draining or self._shedding.refusal(work.priority, self._held) is not None:
-            busy = f.WorkerBusy("the worker is at capacity or leaving", retry_after_s=0.1)
+        busy = self._busy(work)
+        if busy is not None:
             self._report(run, busy, partial="")
             return
         if work.attempt in self._live.get(work.request, {}):
@@ -310,6 +310,18 @@ class Worker(Actor):
             return
         self._live.setdefault(work.request, {})[work.attempt] = run
         self._doors.enter(run)
+
+    def _busy(self, work: Work) -> f.WorkerBusy | None:
+        if self.draining:
+            return f.WorkerBusy("the worker is leaving", retry_after_s=0.1)
+        shed = self._shedding.refusal(work.priority, self._held)
+        if shed is None:
+            return None
+        deployment = self._deployments.get(work.deployment)
+        # Where another worker may have room, it is worth asking at once.
+        alone = deployment is not None and self._doors.others(deployment.pool) == 0
+        wait_s = shed.retry_after_s if alone else 0.1
+        return f.WorkerBusy("the worker is at capacity", retry_after_s=wait_s, full=alone)
 
     def _begin(self, run: _Run) -> None:
         self._arm(run, run.clock.wake_at())

@@ -123,6 +123,10 @@ class Doors(Generic[R]):
         self._fleet.fold(beat, self._clock.now())
         self._look()
 
+    def others(self, pool: str) -> int:
+        """How many other workers take work of this pool."""
+        return self._fleet.size(pool)
+
     def loads(self) -> dict[str, TargetLoad]:
         self._fleet.alive(self._clock.now())
         self._look()
