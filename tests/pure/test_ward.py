@@ -1,6 +1,9 @@
 """Which scope opens for which failures: key, deployment, provider-region."""
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from breakwater_gateway.config.model import BreakerPolicy, Config, Deployment, KeyRef, Model
 from breakwater_gateway.config.targets import kind_of, scopes_of, targets_of
@@ -222,3 +225,67 @@ def test_the_one_who_probes_goes_through_nothing_else_in_trouble() -> None:
     assert told.ward.permit(way, "a") == (1, 0, 0)
     assert told.ward.permit(way, REGION).deployment == -1
     assert told.ward.way_to("nobody") is None
+
+
+class WardLaws(RuleBasedStateMachine):
+    """Calls of any outcome end in any order, early and late, by the right epochs and by old ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = Told(deployment("a"), deployment("b"), deployment("c", url="http://c"))
+        self.last: dict[str, tuple[str, int]] = {}
+
+    def note(self, moved: list[Moved]) -> None:
+        for target, change in moved:
+            state, epoch = self.last.get(target, ("closed", 0))
+            assert (change.previous, change.epoch) == (state, epoch + 1), target
+            self.last[target] = (change.state, change.epoch)
+
+    @rule(
+        one=st.sampled_from("abc"),
+        what=st.sampled_from([*"sfcm", "k1", "k2", "q1", "q2", "s2"]),
+        repeat=st.integers(1, 6),
+    )
+    def calls_of_these_epochs_end(self, one: str, what: str, repeat: int) -> None:
+        for _ in range(repeat):
+            event = self.told.event(one, what)
+            self.note(self.told.ward.record(event, self.told.now, 0.5))
+
+    @rule(
+        one=st.sampled_from("abc"),
+        what=st.sampled_from([*"sfcm", "k1", "q1"]),
+        behind=st.integers(1, 4),
+    )
+    def a_call_of_old_epochs_ends(self, one: str, what: str, behind: int) -> None:
+        epochs = {
+            name: self.told.epoch(scope) - behind
+            for name, scope in (
+                ("epoch", one),
+                ("key_epoch", f"{one}#key1"),
+                ("region_epoch", REGION),
+            )
+        }
+        before = dict(self.last)
+        self.note(self.told.ward.record(self.told.event(one, what, **epochs), self.told.now, 0.5))
+        assert self.last == before
+
+    @rule(seconds=st.floats(0, 400))
+    def time_passes(self, seconds: float) -> None:
+        self.told.now += seconds
+        self.note(self.told.ward.tick(self.told.now))
+
+    @invariant()
+    def whatever_is_not_closed_wakes(self) -> None:
+        states = {t: b.state for t, b in self.told.ward.breakers.items()}
+        assert (self.told.ward.wake_at() is None) == (set(states.values()) == {"closed"})
+        for target, (state, epoch) in self.last.items():
+            assert (states[target], self.told.epoch(target)) == (state, epoch)
+
+    @invariant()
+    def only_two_deployments_share_a_region(self) -> None:
+        assert self.told.ward.members(REGION) == ("a", "b")
+        assert {t for t in self.told.ward.targets() if kind_of(t) == "region"} == {REGION}
+
+
+TestWardLaws = WardLaws.TestCase
+TestWardLaws.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
