@@ -66,6 +66,8 @@ class _Look(Struct, frozen=True):
     group: Group | None
     """None: the first choice needs the whole order (a probe is due, or nothing is usable)."""
     by_id: dict[str, Deployment]
+    candidates: dict[str, Candidate]
+    """Ready made, of the usable ones: without a score."""
     skipped: tuple[Skipped, ...]
 
 
@@ -169,6 +171,8 @@ class Targets:
         if release is not None and not release.admits(now):
             return None
         self.considered = Considered(*look.group.compared, look.skipped)
+        if score is None:
+            return look.candidates[chosen.id]
         return self._candidate(chosen, score, probe=False)
 
     def order(
@@ -273,6 +277,7 @@ class Targets:
             until=now + (LOOK_S if wait_s is None else min(wait_s, LOOK_S)),
             group=Group(found.usable) if plain and found.usable else None,
             by_id={d.id: d for d in model.deployments},
+            candidates={d.id: self._candidate(d, None, probe=False) for d in found.usable},
             skipped=tuple(_skipped(found, now)),
         )
 
