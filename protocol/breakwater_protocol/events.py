@@ -152,7 +152,8 @@ class RequestFinished(Struct, frozen=True, omit_defaults=True):
 
 
 class Alert(Struct, frozen=True, omit_defaults=True):
-    """`kind` in the subject: `auth`, `unpriced`, `stale_view`, `config`, …"""
+    """`kind` in the subject: `auth` (a provider key is refused), `quota` (it has none left), `unpriced`, `stale_view`
+    (no health is heard of), `config`, …"""
 
     kind: str
     message: str

@@ -125,7 +125,7 @@ METRICS: Final = _table(
     Metric(
         "breakwater_breaker_state",
         "gauge",
-        "1 for the state a deployment's breaker is in, 0 for the others.",
+        "1 for the state that the breaker of a deployment, key or provider-region is in, else 0.",
         labels=("deployment", "state"),
         merge="max",
     ),
