@@ -296,7 +296,9 @@ class _Serving:
             return Simulator(context, process.listen.host, process.simulator_port)
 
         def cache(context: Context) -> Actor:
-            # Imported where it runs: numpy takes its time.
+            # Imported where it runs: numpy takes its time. One thread of BLAS, set before it is loaded:
+            # more of them gain nothing on a row of 10,000 vectors and take the cores of who else is here.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             from breakwater_gateway.cache.actor import Cache
 
             return Cache(context)
