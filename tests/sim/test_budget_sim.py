@@ -51,10 +51,10 @@ def test_no_adversary_overspends_a_limit(block: int, with_journal: bool) -> None
 @pytest.mark.drill
 def test_thousands_of_adversaries() -> None:
     calls = 0
-    for seed in range(10_000, 14_000):
-        calls += run(seed, with_journal=seed % 3 > 0, steps=400).numbers
-    sys.stdout.write(f"4,000 seeds, 400 steps each, {calls:,} calls: no invariant broken\n")
-    assert calls > 100_000
+    for seed in range(10_000, 13_000):
+        calls += run(seed, with_journal=seed % 3 > 0, steps=300).numbers
+    sys.stdout.write(f"3,000 seeds, 300 steps each, {calls:,} calls: no invariant broken\n")
+    assert calls > 30_000
 
 
 # --- the model's eight mistakes, made in the real code ------------------------------------------
