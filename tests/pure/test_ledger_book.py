@@ -1,6 +1,8 @@
 """The budget book: grants, reports in any order, expiry, periods, soft limits, refusals."""
 
 import itertools
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 from tests.pure.ledger_desk import Desk, line, tokens
@@ -228,6 +230,40 @@ def test_a_backward_clock_never_reopens_a_period() -> None:
     reply = desk.ask(H + "3")
     assert isinstance(reply, Granted)
     assert reply.lines[0].period == "d:2026-11-19@UTC"
+
+
+@pytest.mark.parametrize(
+    ("zone", "night"),
+    [
+        ("Europe/Berlin", "2026-03-29T00:00:00+00:00"),
+        ("Europe/Berlin", "2026-10-25T00:00:00+00:00"),
+        ("America/Havana", "2026-11-01T04:00:00+00:00"),
+        ("America/Sao_Paulo", "2018-11-04T03:00:00+00:00"),
+        ("America/St_Johns", "2008-11-02T02:30:00+00:00"),
+    ],
+)
+def test_on_nights_when_clocks_are_changed_each_day_is_spent_once(zone: str, night: str) -> None:
+    """Every quarter of an hour somebody takes all there is, for two days before and after."""
+    desk = Desk()
+    desk.t_ms = int(datetime.fromisoformat(night).timestamp() * 1000) - 2 * 86_400_000
+    path = line(hard=10, period=f"day@{zone}")
+    lent: dict[str, int] = {}
+    for step in range(4 * 24 * 4):
+        reply = desk.ask(f"{H}{step}", path, least=10)
+        if isinstance(reply, Granted):
+            key = reply.lines[0].period
+            day = datetime.fromtimestamp(desk.t_ms / 1000, ZoneInfo(zone)).date().isoformat()
+            assert key == f"d:{day}@{zone}"
+            lent[key] = lent.get(key, 0) + reply.amount.tokens
+            desk.spent(f"{H}{step}", 10, final=True)
+        else:
+            assert isinstance(reply, Exhausted)
+            assert 0 < reply.resets_in_s <= 25 * 3600
+        desk.pass_time(900)
+    assert set(lent.values()) == {10}
+    assert len(lent) in (4, 5)
+    assert desk.kinds().count("reset") in (len(lent), len(lent) - 1)
+    assert state_hash(desk.replayed()) == desk.hash()
 
 
 def test_a_line_that_nobody_uses_is_forgotten_with_its_period() -> None:

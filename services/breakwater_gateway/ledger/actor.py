@@ -285,24 +285,28 @@ class Ledger(Actor):
             return
         self._leading = True
         try:
-            taken = [await writer.take_over() for writer in self._writers]
-            if not self._leading:
-                return
+            taken = 0
+            for writer in self._writers:
+                taken += await writer.take_over()
+                if not self.leads():
+                    self._follow("the lead was lost while it was taken")
+                    return
             await self._subscribe()
         except (BusError, TimeoutError):
             self._follow("the books could not be read")
             raise
-        self.log.info("ledger_leads", partitions=sum(taken))
+        self.log.info("ledger_leads", partitions=taken)
 
     def _follow(self, why: str) -> None:
         """Answer nothing more. What is subscribed ends with the next campaign."""
-        if not self._leading:
-            return
-        self._leading = False
-        self.log.warning("ledger_follows", why=why)
-        self._unannounced.clear()
         for writer in self._writers:
-            writer.step_down()
+            # Also one that took over just before another of them lost the lead for all.
+            if writer.leading:
+                writer.step_down()
+        if self._leading:
+            self._leading = False
+            self._unannounced.clear()
+            self.log.warning("ledger_follows", why=why)
 
     # --- What it does by itself ---------------------------------------------------------------
 

@@ -174,6 +174,10 @@ class Writer:
         self._expired.clear()
         self._heard.clear()
 
+    def _lose(self, why: str) -> None:
+        self.step_down()
+        self._shell.lost(why)
+
     def ask(self, asked: Asked) -> None:
         if len(self._queue) >= QUEUE_MAX:
             self._shell.answer(asked.reply, _ENCODER.encode(NotLeader(4 * RETRY_MS)))
@@ -276,7 +280,7 @@ class Writer:
                     break
         except BaseException:
             if self.leading:
-                self._shell.lost("the writer failed")
+                self._lose("the writer failed")
             raise
         finally:
             self._writing = False
@@ -285,7 +289,7 @@ class Writer:
         """Decide what waits, append it, answer it."""
         shell, book = self._shell, self.book
         if not shell.leads():
-            shell.lost("the lease lapsed")
+            self._lose("the lease lapsed")
             return False
         batch = self._take()
         seen = await self._rolled_back(batch)
@@ -300,14 +304,13 @@ class Writer:
         replies = [self._decide(teller, asked.message) for asked in batch]
         if book.writer != shell.id and (teller.ops or self.seq):
             teller.enter(Lead(shell.id))
-        record = teller.record(shell.clock.new_id("rec_"))
+        record = teller.record(shell.clock.new_id(f"{shell.id}/"))
         if record is not None:
             seq = await self._append(record)
             if self.book is not book:
                 return False  # another life of this writer reads the log
             if not seq:
-                if self.leading:
-                    shell.lost("an append failed")
+                self._lose("an append failed")
                 return False
             self.seq, self.appended_at = seq, shell.clock.now()
             self._records += 1
@@ -351,10 +354,10 @@ class Writer:
         except BusClosed:
             raise
         except (BusError, TimeoutError) as error:
-            self._shell.lost(f"the log did not answer: {error}")
+            self._lose(f"the log did not answer: {error}")
             return None
         if last is not None and last.seq > self.seq:
-            self._shell.lost("another writer has appended")
+            self._lose("another writer has appended")
             return None
         self._shell.alert(
             "ledger_rollback",
