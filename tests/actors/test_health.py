@@ -11,11 +11,11 @@ from anyio.abc import TaskGroup
 from tests.virtual_time import START, VirtualTimeLoop
 
 from breakwater_gateway.config.model import BreakerPolicy, Config, Deployment, Model
-from breakwater_gateway.health.actor import HEALTH_BUCKET, RENEW_S, Health
-from breakwater_gateway.health.lease import LEASE_S
+from breakwater_gateway.health.actor import HEALTH_BUCKET, Health
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.clock import Clock
+from breakwater_gateway.runtime.leading import LEASE_S, RENEW_S
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_protocol.events import AttemptFinished, BreakerChanged, Evidence

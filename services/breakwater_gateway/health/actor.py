@@ -14,7 +14,6 @@ from anyio.abc import TaskGroup
 
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.health.breaker import Change
-from breakwater_gateway.health.lease import CALL_S, Lease
 from breakwater_gateway.health.orders import Operator
 from breakwater_gateway.health.prober import Prober
 from breakwater_gateway.health.ward import Moved, Ward
@@ -27,14 +26,14 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
     WrongRevision,
 )
+from breakwater_gateway.runtime.leading import CALL_S, RENEW_RETRY_S, RENEW_S, LeaderLease
 from breakwater_protocol.cloudevents import headers_for
 from breakwater_protocol.events import Alert, BreakerChanged, BreakerState
 from breakwater_protocol.subjects import BadToken, decode_token, encode_token
 from breakwater_protocol.views import BreakerBoard
 
 HEALTH_BUCKET: Final = "bw_health"
-RENEW_S: Final = 0.6
-RENEW_RETRY_S: Final = 0.1
+LEASE_KEY: Final = "health"
 KEEP_RETRY_S: Final = 0.5
 DRAIN_S: Final = 2.0
 
@@ -49,7 +48,7 @@ class Health(Actor):
         super().__init__(context)
         self._board = BreakerBoard()
         self._ward = Ward()
-        self._lease = Lease(context.bus, context.clock, context.id)
+        self._lease = LeaderLease(context.bus, context.clock, context.id, LEASE_KEY)
         self._prober = Prober(context, self._ward)
         self._operator = Operator(context, self._ward, self._board)
         self._leading = False

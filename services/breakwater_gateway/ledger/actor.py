@@ -20,6 +20,7 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.ledger.agreed_time import DISAGREE_S, AgreedTime
 from breakwater_gateway.ledger.hooks import Hooks
 from breakwater_gateway.ledger.keeper import LEDGER_BUCKET
+from breakwater_gateway.ledger.lending import Reply
 from breakwater_gateway.ledger.writer import Asked, Writer
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import (
@@ -32,6 +33,7 @@ from breakwater_gateway.runtime.bus import (
 )
 from breakwater_gateway.runtime.leading import RENEW_RETRY_S, RENEW_S, LeaderLease
 from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol.cloudevents import headers_for
 from breakwater_protocol.events import Alert, BudgetChanged
 from breakwater_protocol.ledger import (
@@ -92,6 +94,8 @@ class Ledger(Actor):
         self._observed_at = 0.0
         self._audited_at = context.clock.now()
         self._next_audit = 0
+        self._answers: dict[type[Reply], Counter] = {}
+        self._append_s = context.metrics.histogram("breakwater_ledger_append_seconds")
         self._hooks = Hooks(
             os.environ if environment is None else environment, log=context.log, tasks=self.tasks
         )
@@ -155,6 +159,19 @@ class Ledger(Actor):
         except BusError as error:
             # Whoever asked asks again, and gets the same answer.
             self.log.warning("ledger_answer_lost", error=repr(error))
+
+    def answered(self, reply: Reply) -> None:
+        kind = type(reply)
+        counter = self._answers.get(kind)
+        if counter is None:
+            name = str(kind.__struct_config__.tag)
+            counter = self._answers[kind] = self.context.metrics.counter(
+                "breakwater_ledger_answers_total", reply=name
+            )
+        counter.add()
+
+    def appended(self, took_s: float) -> None:
+        self._append_s.observe(took_s)
 
     def announce(self, partition: int, events: Sequence[BudgetChanged]) -> None:
         for event in events:
@@ -313,6 +330,7 @@ class Ledger(Actor):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self._show()
             try:
                 if self.leads():
                     self._look()
@@ -325,6 +343,13 @@ class Ledger(Actor):
                 raise
             except (BusError, TimeoutError) as error:
                 self.log.warning("ledger_log_unread", error=repr(error))
+
+    def _show(self) -> None:
+        leading = [writer for writer in self._writers if writer.leading]
+        metrics = self.context.metrics
+        metrics.gauge("breakwater_ledger_leads").set(len(leading))
+        safe = sum(writer.book.safe for writer in leading)
+        metrics.gauge("breakwater_ledger_safe").set(safe)
 
     def _look(self) -> None:
         for writer in self._writers:

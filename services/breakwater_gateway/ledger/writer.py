@@ -72,6 +72,8 @@ class Shell(Protocol):
     def time_ms(self) -> int: ...
     def leads(self) -> bool: ...
     def answer(self, reply: str, data: bytes) -> None: ...
+    def answered(self, reply: Reply) -> None: ...
+    def appended(self, took_s: float) -> None: ...
     def announce(self, partition: int, events: Sequence[BudgetChanged]) -> None: ...
     def unannounced(self, partition: int) -> bool: ...
     def alert(self, kind: str, message: str) -> None: ...
@@ -304,6 +306,7 @@ class Writer:
         replies = [self._decide(teller, asked.message) for asked in batch]
         if book.writer != shell.id and (teller.ops or self.seq):
             teller.enter(Lead(shell.id))
+        begun_at = shell.clock.now()
         record = teller.record(shell.clock.new_id(f"{shell.id}/"))
         if record is not None:
             seq = await self._append(record)
@@ -314,12 +317,14 @@ class Writer:
                 return False
             self.seq, self.appended_at = seq, shell.clock.now()
             self._records += 1
+            shell.appended(self.appended_at - begun_at)
         now = shell.clock.now()
         for asked, reply in zip(batch, replies, strict=True):
             self._note(asked, reply, now)
             if isinstance(asked.message, Query):
                 shell.answer(asked.reply, _ENCODER.encode(self.read(asked.message)))
             elif reply is not None:
+                shell.answered(reply)
                 shell.answer(asked.reply, _ENCODER.encode(with_seq(reply, self.seq)))
         shell.announce(self.number, book.take_events())
         if self._records >= SNAPSHOT_RECORDS:

@@ -135,6 +135,27 @@ METRICS: Final = _table(
         "Changes of breakers, by the state entered.",
         labels=("deployment", "state"),
     ),
+    Metric(
+        "breakwater_ledger_answers_total",
+        "counter",
+        "What the ledger answered: granted, exhausted, contended, reported, refused and so on.",
+        labels=("reply",),
+    ),
+    Metric(
+        "breakwater_ledger_append_seconds",
+        "histogram",
+        "Until the log had a record.",
+        unit="seconds",
+        buckets=OVERHEAD,
+    ),
+    Metric(
+        "breakwater_ledger_leads", "gauge", "Partitions of the ledger that this process writes."
+    ),
+    Metric(
+        "breakwater_ledger_safe",
+        "gauge",
+        "Partitions that lend nothing: their log was rolled back.",
+    ),
     Metric("breakwater_inflight", "gauge", "Requests or attempts in hand.", labels=("actor",)),
     Metric("breakwater_actor_up", "gauge", "Actors of that kind that serve.", labels=("actor",)),
     Metric(
