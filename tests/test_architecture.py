@@ -30,7 +30,6 @@ IMPURE: Final = frozenset(
 MAY_TALK: Final = {
     "*/actor.py": "an actor's shell",
     "*/__main__.py": "a process's entry",
-    f"{GATEWAY}/health/lease.py": "a lease is time",
     f"{PROTOCOL}/client.py": "the client's shell; what it decides on is in answers.py",
     f"{GATEWAY}/router/desks/*": "the router's shells: each deals with one other party",
     f"{GATEWAY}/runtime/*": "the seams themselves: bus, clock, supervisor, HTTP server, logs",
