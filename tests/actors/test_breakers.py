@@ -314,3 +314,21 @@ async def test_a_connection_that_timed_out_in_a_stall_opens_nothing() -> None:
                 await caller.reply()
                 await asyncio.sleep(0.1)
             assert len(gateway.breakers) == breakers
+
+
+async def test_a_probe_whose_worker_dies_makes_room_for_another_at_once() -> None:
+    async with stage(config("a", breaker=QUICK, retry=ONCE), workers=2) as gateway:
+        for _ in range(3):
+            await asked(gateway, 500)
+        await asyncio.sleep(8.5)
+        assert gateway.breakers[-1].state == "half_open"
+        epoch = gateway.breakers[-1].epoch
+        gateway.ask()
+        await gateway.provider.next_call()
+        (victim,) = [name for name in ("worker", "worker-2") if gateway.holds(name)]
+        gateway.kill(victim)
+        await asyncio.sleep(4.0)
+        last = gateway.breakers[-1]
+        assert (last.state, last.epoch, last.cause) == ("half_open", epoch + 1, "probe_expired")
+        assert await asked(gateway, 200) == 1
+        assert gateway.breakers[-1].cause == "probe_succeeded"

@@ -12,7 +12,7 @@ from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
-from breakwater_gateway.router.plan import Dispatch, Plan
+from breakwater_gateway.router.plan import Candidate, Dispatch, Plan
 from breakwater_gateway.router.release import Rank
 from breakwater_gateway.router.routing import Routed
 from breakwater_gateway.router.strategies import ANY, Ask
@@ -67,7 +67,6 @@ class Life:
         "call",
         "calls",
         "charge",
-        "claiming",
         "considered",
         "copies",
         "copies_inbox",
@@ -92,6 +91,7 @@ class Life:
         "over",
         "places",
         "plan",
+        "probe",
         "provider_ms",
         "queued",
         "queued_at",
@@ -172,8 +172,8 @@ class Life:
         """Calls made beside another so far."""
         self.over = False
         """The caller has its terminal answer."""
-        self.claiming = False
-        """The half-open probe was won by this request, and waits for its dispatch."""
+        self.probe: Candidate | None = None
+        """The probe that this request won, until somebody has told how it went."""
         self.queued = ""
         """The target whose release it waits for."""
         self.queued_at = 0.0

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from breakwater_gateway.config.model import Hedge
+from breakwater_gateway.config.targets import kind_of
 from breakwater_gateway.router.charges import Hold
 from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.desks.books import Books
@@ -31,9 +32,11 @@ from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Inbox, Message, MessageTooLarge
 from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Cancel, Finished, Leave, ProbeClaim, Started, WorkReply
+from breakwater_protocol.events import AttemptFinished
 
 _PING_S: Final = 0.25
 """How often workers that hold our work are asked whether they are there."""
@@ -105,6 +108,7 @@ class Attempts:
     def leave(self, life: Life) -> None:
         """The request is over: nothing of it is held, timed or listened for any more."""
         life.over = True
+        self._give_back_probe(life, f.WorkerBusy())
         for call in list(life.calls):
             self._release(life, call, late=True)
         self._books.ended(life)
@@ -207,14 +211,13 @@ class Attempts:
             if first is not None:
                 life.considered = targets.considered
                 return (first,), ()
-        claiming, life.claiming = life.claiming, False
         turn, life.turn = life.turn, ""
         found = targets.order(
             model,
             now=now,
             now_wall=wall,
             draw=clock.draw,
-            claiming=claiming,
+            claiming=life.probe is not None,
             turn=turn,
             ask=life.ask,
         )
@@ -400,8 +403,11 @@ class Attempts:
             self.context.log.warning("probe_not_claimed", target=target, error=repr(error))
         if not life.over:
             life.plan.claimed(candidate, won=won)
-            life.claiming = won
+            life.probe = candidate if won else None
             self.advance(life)
+        elif won:
+            life.probe = candidate
+            self._give_back_probe(life, f.WorkerBusy())
 
     # ------------------------------------------------------------ throttled targets
 
@@ -496,6 +502,8 @@ class Attempts:
                 now=self.context.clock.now(),
             )
         self._release(life, call, reply)
+        if call.step.candidate.probe and not isinstance(failure, f.WorkerBusy):
+            life.probe = None  # the worker has told everybody
         if reply.first_token_ms is not None and failure is None and life.model.hedge is not None:
             self._targets.first_tokens.add(call.step.candidate.target, reply.first_token_ms / 1000)
         self._heed(life, call, failure)
@@ -515,6 +523,45 @@ class Attempts:
                 self._set_timer(life, now + _BUSY_S, partial(self.advance, life))
             return
         self._failed(life, call, failure)
+
+    def _give_back_probe(self, life: Life, failure: f.Failure) -> None:
+        """The probe that this request won was not made, or whoever made it is gone: let another be claimed."""
+        candidate, life.probe = life.probe, None
+        if candidate is None:
+            return
+        outcome, at = f.kind(failure), self.context.clock.wall()
+        deployment = self._targets.deployment(life.model, candidate.deployment)
+        event = AttemptFinished(
+            request=life.request_id,
+            attempt=life.plan.attempts,
+            tenant=life.tenant,
+            model=life.asked.model,
+            deployment=deployment.id,
+            target=candidate.target,
+            provider=deployment.provider,
+            worker="",
+            outcome=outcome,
+            at=at,
+            epoch=candidate.epoch,
+            failure=outcome,
+            api=life.api,
+            stream=life.stream,
+            key=candidate.usable_keys[0] if candidate.usable_keys else 0,
+            region=deployment.region,
+            key_epoch=candidate.probe_epoch if kind_of(candidate.probe_of) == "key" else -1,
+            region_epoch=candidate.region_epoch,
+        )
+        subject = self.context.subjects.attempt
+        self._publish(
+            subject.at(candidate.target, outcome),
+            subject.encode(event),
+            cloudevents.headers_for(
+                AttemptFinished,
+                source=f"router/{self.context.id}",
+                at=at,
+                id_=self.context.clock.new_id("evt_"),
+            ),
+        )
 
     def _heed(self, life: Life, call: Call, failure: f.Failure | None) -> None:
         """What this router saw itself: for the time when health is silent."""
@@ -552,6 +599,8 @@ class Attempts:
     def _lost(self, life: Life, call: Call, failure: f.Failure) -> None:
         """The call's worker will not answer any more."""
         self._release(life, call, late=not isinstance(failure, f.WorkerLost))
+        if call.step.candidate.probe:
+            self._give_back_probe(life, failure)
         if life.over:
             return
         if call.started and not self._may_go_on(life):
