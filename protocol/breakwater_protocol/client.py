@@ -725,7 +725,7 @@ class Client:
     `stall_timeout_s` bounds the wait for a stream's first and each further message,
     `answer_timeout_s` that for a whole answer; a call with a `timeout_s` waits that long, and a
     little, for its first message. `creds` is the path of a NATS credentials file.
-    `buffer_messages` and `buffer_bytes` bound what waits for a slow reader, each stream for itself.
+    `key` is a virtual key (`bw-…`), shown with every call. `buffer_messages` and `buffer_bytes` bound what waits for a slow reader, each stream for itself.
     """
 
     def __init__(
@@ -736,6 +736,7 @@ class Client:
         root: str = "bw.v1",
         *,
         name: str = "client",
+        key: str = "",
         connect_timeout_s: float = 2.0,
         stall_timeout_s: float = 75.0,
         answer_timeout_s: float = 300.0,
@@ -745,6 +746,7 @@ class Client:
         self.url = url
         self.tenant = tenant
         self.subjects = Subjects(root)
+        self._key = key
         self._stall_timeout_s = _positive(stall_timeout_s, "stall_timeout_s")
         self._answer_timeout_s = _positive(answer_timeout_s, "answer_timeout_s")
         self._connection = _Connection(
@@ -855,6 +857,8 @@ class Client:
         self, subject: Subject[Raw], body: dict[str, object] | None, options: dict[str, object]
     ) -> _Ask:
         headers = _option_headers(options)
+        if self._key:
+            headers[h.KEY] = _header_value(self._key, "key")
         request = headers.setdefault(h.REQUEST_ID, f"req-{secrets.token_urlsafe(18)}")
         self.subjects.cancel.at(request)  # an id that could not be cancelled is refused here
         streams = body is not None and "stream" in body

@@ -126,6 +126,17 @@ async def test_the_body_is_openai_s_and_the_options_are_headers(
     }
 
 
+async def test_a_virtual_key_is_shown_with_every_call(
+    shared_server: NatsServer, gateway: FakeGateway
+) -> None:
+    async with Client(shared_server.url, key="bw-mine") as client:
+        reading = asyncio.create_task(read(client.chat(model="m", messages=HELLO)))
+        request = await gateway.next_request()
+        await request.send(seq="0", end="ok")
+        await reading
+        assert request.headers["breakwater-key"] == "bw-mine"
+
+
 @pytest.mark.parametrize("second", [0, 2, 7])
 async def test_a_missing_or_repeated_message_breaks_the_stream_and_cancels_it(
     client: Client, gateway: FakeGateway, second: int

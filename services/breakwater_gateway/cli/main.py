@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "chat": ("talk", "chat", "Ask a model over NATS."),
     "models": ("talk", "models", "List the models that can be asked."),
     "events": ("talk", "events", "Follow what happens on the bus."),
+    "demo": ("demo.command", "demo", "A tour on the simulator that checks itself."),
     "doctor": ("doctor", "doctor", "Check this set-up, and say how to mend it."),
     "providers": ("providers", "providers", "List the providers that the catalogue knows."),
     "keys": ("keys", "keys", "Make, list, revoke and rotate virtual keys."),
