@@ -63,7 +63,7 @@ models:
 embeddings: {{model: embedder}}
 static_answers: {static_answers}
 budgets:
-  - {{account: "user:visitor", usd: 0.002, per: day, soft: [0.5]}}
+  - {{account: "user:visitor", usd: 0.01, per: day, soft: [0.5]}}
 """
 
 

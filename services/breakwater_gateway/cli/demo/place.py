@@ -57,7 +57,7 @@ class Place:
     async def calls(self, lane: str) -> int:
         """How many calls the provider has seen."""
         stats = (await self._provider.get("/__control/stats")).raise_for_status().json()
-        return int(stats["lanes"].get(lane, {}).get("requests", 0))
+        return int(stats["lanes"].get(lane, {}).get("started", 0))
 
     async def until(self, true: Callable[[], T | None], what: str, within_s: float = STEP_S) -> T:
         """What `true` says, once it is not falsy. Raises `TourFailed` that names `what`."""

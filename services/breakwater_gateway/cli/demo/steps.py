@@ -28,16 +28,13 @@ def check(true: object, what: str) -> None:
         raise TourFailed(f"expected: {what}")
 
 
-async def ask(
-    place: Place, model: str, question: str, *, user: str = "", ladder: str = ""
-) -> tuple[str, AnswerInfo]:
+async def ask(place: Place, model: str, question: str, *, user: str = "") -> tuple[str, AnswerInfo]:
     messages = [{"role": "user", "content": question}]
-    options: dict[str, str] = {}
+    client = place.client
     if user:
-        options["user"] = user
-    if ladder:
-        options["ladder"] = ladder
-    answer = await place.client.complete(model=model, messages=messages, **options)  # type: ignore[arg-type]
+        answer = await client.complete(model=model, messages=messages, max_tokens=600, user=user)
+    else:
+        answer = await client.complete(model=model, messages=messages)
     return answer.text, answer.info
 
 
@@ -128,24 +125,17 @@ async def exact_hit(place: Place) -> list[str]:
 
 
 async def semantic_hit(place: Place) -> list[str]:
-    await ask(place, "clever-model", "How do I change the password of my account?")
+    await ask(place, "clever-model", "How do I change the password of an account?")
     before = await place.calls("clever")
 
-    async def in_other_words() -> AnswerInfo:
-        # The index learns of an answer after the caller has it.
-        while True:
-            _, info = await ask(
-                place, "clever-model", "Please, how do I change the password of my account?"
-            )
-            if info.cache in {"semantic", "hit"}:
-                return info
-            raise TourFailed(f"expected: a semantic hit, not {info.cache!r}")
-
+    # The index learns of an answer after its caller has it.
     await asyncio.sleep(0.5)
-    info = await in_other_words()
+    _, info = await ask(
+        place, "clever-model", "Please, how do I change the password of an account?"
+    )
     check(info.cache == "semantic", f"a semantic hit, not {info.cache!r}")
     check(await place.calls("clever") == before, "no call for a hit")
-    _, other = await ask(place, "clever-model", "How do I delete the password of my account?")
+    _, other = await ask(place, "clever-model", "How do I delete the password of an account?")
     check(other.cache == "miss", f"a miss for another question, not {other.cache!r}")
     similarity = info.similarity or 0.0
     return [
@@ -155,6 +145,7 @@ async def semantic_hit(place: Place) -> list[str]:
 
 
 async def a_budget(place: Place) -> list[str]:
+    await place.script("paid", tokens=500)
     before = await place.calls("paid")
     served = 0
     refusal: GatewayError | None = None
@@ -179,7 +170,7 @@ async def a_budget(place: Place) -> list[str]:
     check(len(soft) == 1, f"one event for the soft limit, not {len(soft)}")
     check(all(e.committed + e.held <= e.limit for e in mine), "books within the limit at any time")
     return [
-        f"{served} requests for 0.002 USD; the soft limit at half of it said once on the bus",
+        f"{served} requests for 0.01 USD; the soft limit at half of it said once on the bus",
         f"then {refusal.status} {refusal.code}: {refusal.message}",
         f"the provider saw {calls} calls: not one beyond the limit",
     ]
@@ -204,8 +195,12 @@ async def the_ladder(place: Place) -> list[str]:
     try:
         await ask(place, "laddered-model", "Who wrote the Iliad?")
     except GatewayError as error:
-        check(error.status in {502, 503}, f"an honest error, not {error.status}")
-        shown.append(f"{'error':<12} 'Who wrote the Iliad?' -> {error.status} {error.code}")
+        check(error.status == 503, f"503, not {error.status}")
+        check(error.retry_after_s, "a time to come back")
+        shown.append(
+            f"{'error':<12} 'Who wrote the Iliad?' -> {error.status} {error.code}, "
+            f"retry after {error.retry_after_s:g} s"
+        )
     else:
         raise TourFailed("expected: an honest error at the foot of the ladder")
     finally:
