@@ -1275,7 +1275,7 @@ ERRORS: list[tuple[int, Json, f.Failure]] = [
     (
         400,
         status(400, "INVALID_ARGUMENT", TOO_LONG),
-        f.ContextLength(TOO_LONG, 400, "INVALID_ARGUMENT"),
+        f.ContextLength(TOO_LONG, 400, "INVALID_ARGUMENT", needed=1_200_000, limit=1_048_576),
     ),
     (
         400,

@@ -229,6 +229,7 @@ _TYPE_BY_CODE: Final[dict[f.Code, str]] = {
     "budget_exhausted": "rate_limit_error",
     "malformed_tool_call": "api_error",
     "bad_gateway": "api_error",
+    "not_cached": "timeout_error",
     "overloaded": "overloaded_error",
     "no_deployment_available": "overloaded_error",
     "timeout": "timeout_error",
