@@ -633,6 +633,7 @@ async def test_what_one_router_kept_the_other_serves() -> None:
         await asyncio.sleep(1)
         for _ in range(4):
             assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+        await asyncio.sleep(0.1)
         assert {r.router for r in gateway.requests} == {"router", "router-2"}
 
 
