@@ -156,6 +156,20 @@ METRICS: Final = _table(
         "gauge",
         "Partitions that lend nothing: their log was rolled back.",
     ),
+    Metric(
+        "breakwater_cache_lookups_total",
+        "counter",
+        "Looks into the cache, by its kind and what came of them.",
+        labels=("kind", "result"),
+    ),
+    Metric("breakwater_cache_bytes", "gauge", "Bytes of answers that routers keep in memory."),
+    Metric(
+        "breakwater_cost_saved_usd_total",
+        "counter",
+        "What answers would have cost that no provider was called for.",
+        unit="usd",
+        labels=("by",),
+    ),
     Metric("breakwater_inflight", "gauge", "Requests or attempts in hand.", labels=("actor",)),
     Metric("breakwater_actor_up", "gauge", "Actors of that kind that serve.", labels=("actor",)),
     Metric(
