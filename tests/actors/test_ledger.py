@@ -339,6 +339,29 @@ async def test_books_come_back_from_a_snapshot_when_the_log_s_beginning_is_gone(
         assert (line.committed, line.held) == (6, 10)
 
 
+async def test_a_log_that_ends_before_the_snapshot_was_rolled_back() -> None:
+    async with ledger_stage("a") as stage:
+        await lease(stage.bus, "r/1/1")
+        await report(stage.bus, "r/1/1", 6, final=True)
+        await asyncio.sleep(SNAPSHOT_S + 2)
+        await stage.instances["a"].kill()
+        stage.log.messages.pop()
+        await stage.add("b")
+        refused = await lease(stage.bus, "r/1/2")
+        assert isinstance(refused, Refused)
+        assert refused.reason == "safe_mode"
+        assert (await books(stage.bus)).lines[0].committed == 6
+        assert [alert.kind for alert in stage.alerts] == ["ledger_rollback"]
+        assert isinstance(await operate(stage.bus, Resume("op")), Done)
+        assert isinstance(await lease(stage.bus, "r/1/2"), Granted)
+        await asyncio.sleep(1)
+        await stage.instances["b"].kill()
+        await stage.add("c")
+        line = (await books(stage.bus)).lines[0]
+        assert (line.committed, line.held) == (6, 10)
+        assert isinstance(await lease(stage.bus, "r/1/3"), Granted)
+
+
 async def test_a_log_with_a_hole_is_not_led_and_raises_an_alert() -> None:
     async with ledger_stage("a") as stage:
         for n in range(1, 4):

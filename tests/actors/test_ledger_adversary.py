@@ -100,7 +100,9 @@ class Life:
         return [each for each in self.stage.instances.values() if not each.scope.cancel_called]
 
     def step(self) -> None:
-        match self.rng.choice(("ask", "ask", "ask", "report", "report", "cut", "mend", "believe")):
+        match self.rng.choice(
+            ("ask", "ask", "ask", "report", "report", "cut", "mend", "believe", "pause")
+        ):
             case "ask":
                 again = self.rng.random() < 0.3 and self.next
                 if not again:
@@ -118,8 +120,25 @@ class Life:
                 for instance in self.live():
                     if instance.memory.cut:
                         instance.memory.mend()
+            case "pause":
+                self.spawn(self.pause())
             case "believe":
                 self.believe(self.rng.choice(self.live()))
+
+    async def pause(self) -> None:
+        """Whoever leads stands still until another leads, and wakes among asks."""
+        instance = next((each for each in self.live() if each.ledger._leading), None)
+        if instance is None or instance.memory.cut:
+            return
+        instance.memory.cut_off()
+        lease = instance.ledger._lease
+        lease._until = float("inf")
+        await asyncio.sleep(self.rng.choice((3.5, 5)))
+        if not instance.scope.cancel_called:
+            instance.memory.mend()
+            for _ in range(3):
+                self.next += 1
+                self.spawn(self.ask(f"r/1/{self.next}"))
 
     def believe(self, instance: Instance) -> None:
         """It takes itself for the leader for some time yet, as after a pause."""

@@ -105,6 +105,8 @@ class Writer:
         self._writing = False
         self._wakes = False
         self._saving = False
+        self._lost_from = 0
+        """Where the log ended before it was rolled back."""
 
     # --- Following ----------------------------------------------------------------------------
 
@@ -152,6 +154,14 @@ class Writer:
         await self.follow()
         if self.broken:
             return False
+        last = await self._shell.event_log.last(self.subject)
+        end = last.seq if last is not None else 0
+        self._lost_from = 0
+        if end < self.seq:
+            # The snapshot, or what this standby has read, knows more than the log: keep that, and say so
+            # in the log before anything else.
+            self._lost_from, self.seq = self.seq, end
+            self._tell_rollback(self._lost_from)
         head = await read_head(self._shell.store, self.number)
         confirmed = head.seq if head is not None else 0
         events = [event for seq, event in self._kept if seq > confirmed]
@@ -163,7 +173,7 @@ class Writer:
         }
         self._snapshot_at, self._records = now, int(self.seq > confirmed)
         self.leading = True
-        if self.seq:
+        if self.seq or self._lost_from:
             # Say so in the log at once: whoever wrote before can write no more.
             self._wake()
         return True
@@ -301,8 +311,9 @@ class Writer:
         expired, self._expired = self._expired, []
         for lease in expired:
             teller.expire(lease)
-        if seen:
-            teller.rolled_back(seen)
+        lost, self._lost_from = self._lost_from, 0
+        if seen or lost:
+            teller.rolled_back(max(seen, lost))
         replies = [self._decide(teller, asked.message) for asked in batch]
         if book.writer != shell.id and (teller.ops or self.seq):
             teller.enter(Lead(shell.id))
@@ -318,6 +329,8 @@ class Writer:
             self.seq, self.appended_at = seq, shell.clock.now()
             self._records += 1
             shell.appended(self.appended_at - begun_at)
+            if lost and not self._saving:
+                self.keep_now()  # the last snapshot names a sequence that the log has yet to reach
         now = shell.clock.now()
         for asked, reply in zip(batch, replies, strict=True):
             self._note(asked, reply, now)
@@ -364,12 +377,15 @@ class Writer:
         if last is not None and last.seq > self.seq:
             self._lose("another writer has appended")
             return None
+        self._tell_rollback(seen)
+        return seen
+
+    def _tell_rollback(self, seen: int) -> None:
         self._shell.alert(
             "ledger_rollback",
-            f"a holder has seen sequence {seen} of partition {self.number}, whose log ends at"
-            f" {self.seq}: it was rolled back, and nothing is lent until an operator resumes it",
+            f"sequence {seen} of partition {self.number} was seen, and its log ends at {self.seq}:"
+            " it was rolled back, and nothing is lent until an operator resumes it",
         )
-        return seen
 
     def _decide(
         self, teller: Teller, message: LeaseAsk | Reports | Operate | Query
