@@ -367,6 +367,7 @@ class World:
         """kill -9. Its calls go on at their providers; a new life closes what the journal says it had."""
         for call in node.calls.values():
             self.doubt(call, call.reservation.need[1])
+        node.calls.clear()  # whatever comes of them, the dead hear nothing
         if not journal:
             # With it goes what it still had to say of earlier lives.
             self.lost |= {f"{node.name}/{life}" for life in range(1, node.incarnation + 1)}

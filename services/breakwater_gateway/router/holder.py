@@ -117,14 +117,14 @@ class Holder:
         self._leases: dict[str, Lease] = {}
         self._finals: dict[int, dict[str, Closed]] = {}
         """By partition: what a writer has not confirmed yet."""
-        self._paths: set[Path] = set()
+        self._paths: dict[Path, None] = {}
         """Those where somebody waits or a lease is asked for."""
         self._sent: dict[int, _Sent] = {}
         self._seen: dict[int, int] = {}
         self._claims: set[str] = set()
         self._said: list[Said] = []
         self._kept: list[Kept] = []
-        self._fresh: set[int] = set()
+        self._fresh: dict[int, None] = {}
         """Partitions with a final report that was not said yet."""
         self._report_at = 0.0
         self._gave_at = 0.0
@@ -229,7 +229,7 @@ class Holder:
         lacking = [path for path in paths if path.pick(need, now) is None]
         for path in paths:
             path.waiting[ticket.number] = ticket
-            self._paths.add(path)
+            self._paths[path] = None
         if any(path.near for path in paths):
             # One after the other, in one order everywhere: nobody holds what another one lacks for long.
             del lacking[1:]
@@ -293,7 +293,7 @@ class Holder:
         want = (wanted[0], wanted[1], wanted[2])
         path.asking = asking = Asking(f"{self._prefix}{self._k}", min_, want, now)
         self._asked[asking.id] = path
-        self._paths.add(path)
+        self._paths[path] = None
         self._kept.append(Kept(asking.id, path.partition))
         self._say_ask(path, asking, now)
 
@@ -315,7 +315,7 @@ class Holder:
         if lease in path.leases:
             path.leases.remove(lease)
         if lease.calls:
-            path.draining.add(lease)
+            path.draining[lease] = None
         else:
             self._finish(lease)
 
@@ -333,7 +333,7 @@ class Holder:
                 self._retire(lease)
 
     def _finish(self, lease: Lease) -> None:
-        lease.path.draining.discard(lease)
+        lease.path.draining.pop(lease, None)
         del self._leases[lease.id]
         spent = lease.spent
         self._close(lease.id, lease.path.partition, (spent[0], spent[1], spent[2]), lease)
@@ -341,7 +341,7 @@ class Holder:
     def _close(self, name: str, partition: int, spent: Need, lease: Lease | None = None) -> None:
         self._finals.setdefault(partition, {})[name] = Closed(spent, lease)
         self._kept.append(Kept(name, partition, spent))
-        self._fresh.add(partition)
+        self._fresh[partition] = None
 
     def _keep(self, lease: Lease) -> None:
         spent, held = lease.spent, lease.held
@@ -536,7 +536,7 @@ class Holder:
             self._serve(path, now)
             self._again(path, now)
         if not path.waiting and path.asking is None:
-            self._paths.discard(path)
+            self._paths.pop(path, None)
 
     def _return_unused(self, now: float) -> None:
         for lease in list(self._leases.values()):
@@ -552,7 +552,7 @@ class Holder:
         by_partition: dict[int, list[Lease]] = {}
         for lease in self._leases.values():
             by_partition.setdefault(lease.path.partition, []).append(lease)
-        for partition in by_partition.keys() | {p for p, f in self._finals.items() if f}:
+        for partition in sorted(by_partition.keys() | {p for p, f in self._finals.items() if f}):
             finals = list(self._finals.get(partition, {}).items())
             leases = by_partition.get(partition, [])
             while finals or leases:

@@ -96,7 +96,7 @@ class Path:
         self.units = tuple(i for i, unit in enumerate(UNITS) if unit in limited)
         self.leases: list[Lease] = []
         """Open ones, the oldest first."""
-        self.draining: set[Lease] = set()
+        self.draining: dict[Lease, None] = {}
         """Nothing more is reserved from these; the last call to settle closes them."""
         self.asking: Asking | None = None
         self.waiting: dict[int, Ticket] = {}
