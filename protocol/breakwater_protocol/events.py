@@ -153,7 +153,8 @@ class RequestFinished(Struct, frozen=True, omit_defaults=True):
 
 class Alert(Struct, frozen=True, omit_defaults=True):
     """`kind` in the subject: `auth` (a provider key is refused), `quota` (it has none left), `unpriced`, `stale_view`
-    (no health is heard of), `config`, …"""
+    (no health is heard of), `config`, `soft_limit` and `estimator_breach` (of a budget), `ledger_rollback`,
+    `ledger_broken` and `ledger_clock` (an operator has to look), `audit` (the books disagree), …"""
 
     kind: str
     message: str

@@ -236,6 +236,18 @@ async def test_a_writer_that_dies_before_telling_is_told_for_by_the_next() -> No
         assert stage.kinds("soft") == ["soft"]
 
 
+async def test_a_soft_crossing_and_a_breach_are_alerts_too() -> None:
+    async with ledger_stage("a") as stage:
+        line = Line("user:acme/alice", "tokens", "day@UTC", Limit(10))
+        await lease(stage.bus, "r/1/1", line)
+        await report(stage.bus, "r/1/1", 9)
+        await report(stage.bus, "r/1/1", 12, final=True)
+        await asyncio.sleep(1)
+        assert sorted(alert.kind for alert in stage.alerts) == ["estimator_breach", "soft_limit"]
+        assert "user:acme/alice" in stage.alerts[0].message
+        assert stage.kinds("breach") == ["breach"]
+
+
 async def test_grants_and_settlements_are_told_once_a_second_and_line() -> None:
     async with ledger_stage("a") as stage:
         for n in range(1, 30):

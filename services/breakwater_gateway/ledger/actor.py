@@ -60,7 +60,8 @@ TOUCHED_MAX: Final = 200
 UNANNOUNCED_MAX: Final = 100_000
 ANNOUNCE_RETRY_S: Final = 0.5
 ALERT_EVERY_S: Final = 60.0
-"""The same kind of alert at most so often."""
+"""The same kind of alert about the same account at most so often."""
+ALERTED_MAX: Final = 10_000
 DRAIN_S: Final = 5.0
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -90,7 +91,7 @@ class Ledger(Actor):
         self._subscriptions: list[Subscription] = []
         self._unannounced: deque[tuple[int, BudgetChanged]] = deque()
         self._some_unannounced = asyncio.Event()
-        self._alerted: dict[str, float] = {}
+        self._alerted: dict[tuple[str, str], float] = {}
         self._observed_at = 0.0
         self._audited_at = context.clock.now()
         self._next_audit = 0
@@ -183,17 +184,26 @@ class Ledger(Actor):
                     self.alert("ledger_events", "budget events cannot be published fast enough")
             else:
                 self._publish(event)
+            if event.kind == "breach":
+                self.alert(
+                    "estimator_breach",
+                    f"a call of {event.account} cost more than was reserved for it"
+                    f" (lease {event.lease}); it is in the books",
+                    about=event.account,
+                )
 
     def unannounced(self, partition: int) -> bool:
         return any(number == partition for number, _ in self._unannounced)
 
-    def alert(self, kind: str, message: str) -> None:
+    def alert(self, kind: str, message: str, about: str = "") -> None:
         now, context = self.clock.now(), self.context
-        self.log.error("ledger_alert", kind=kind, message=message)
-        last = self._alerted.get(kind)
+        self.log.warning("ledger_alert", kind=kind, message=message)
+        last = self._alerted.get((kind, about))
         if last is not None and now - last < ALERT_EVERY_S:
             return
-        self._alerted[kind] = now
+        if len(self._alerted) >= ALERTED_MAX:
+            self._alerted.clear()
+        self._alerted[kind, about] = now
         at = self.clock.wall()
         source = f"{self.kind}/{self.id}"
         try:
@@ -406,6 +416,12 @@ class Ledger(Actor):
                     continue
                 if first and event.kind == "soft":
                     self._hooks.crossed(event)
+                    self.alert(
+                        "soft_limit",
+                        f"{event.account} has used {event.committed} of {event.limit} {event.unit}"
+                        f" in {event.period}",
+                        about=event.account,
+                    )
                 if self._unannounced and self._unannounced[0] == (partition, event):
                     self._unannounced.popleft()
 
