@@ -178,6 +178,60 @@ async def test_how_long_a_killed_worker_holds_up_its_requests(
     show("explicit partial, s after the kill", [round(s, 3) for s in during])
 
 
+ASKS: dict[str, tuple[str, dict[str, object]]] = {
+    "chat": ("/v1/chat/completions", {"messages": HELLO}),
+    "messages": ("/v1/messages", {"messages": HELLO, "max_tokens": 5_000}),
+    "responses": ("/v1/responses", {"input": "Hello"}),
+}
+
+
+async def test_a_killed_workers_stream_goes_on_where_the_model_says_so(
+    tmp_path: Path, simulator: Simulator, nats_server: Callable[..., NatsProcess]
+) -> None:
+    tail = """  goes-on:
+    on_cut: continue
+    deployments:
+      - {model: main-a/main-model, id: first, order: 0}
+      - {model: main-b/main-model, id: second, order: 1}
+"""
+    for lane in ("main-a", "main-b"):
+        simulator.script(lane=lane, model="main-model", tokens=100, tokens_per_s=50)
+    text = config(simulator, tail=tail)
+    fleet = Fleet(tmp_path, nats_server(max_file_store="4GB").url, simulator, text)
+    try:
+        async with (
+            Client(fleet.nats) as client,
+            httpx.AsyncClient(base_url=fleet.urls[0], trust_env=False, timeout=PATIENCE_S) as http,
+        ):
+            for api, (path, body) in ASKS.items():
+                serving = [p for name, p in fleet.running.items() if name.startswith("worker")]
+                workers = Workers(fleet.urls[0], fleet.nats, serving)
+                asked = {"model": "goes-on", "stream": True, **body}
+                async with http.stream("POST", path, json=asked) as answer:
+                    pieces = answer.aiter_text()
+                    said = await anext(pieces)
+                    victim = await workers.holder(client)
+                    said += await anext(pieces)
+                    victim.kill()
+                    killed, gap_s = time.monotonic(), 0.0
+                    async for piece in pieces:
+                        if "breakwater-seam=" in piece and not gap_s:
+                            gap_s = time.monotonic() - killed
+                        said += piece
+                show(f"{api}: another went on, s after the kill", round(gap_s, 3))
+                assert gap_s
+                assert "partial" not in said
+                last = {"chat": "[DONE]", "messages": "message_stop", "responses": "completed"}
+                assert last[api] in said
+                (name,) = [name for name, p in fleet.running.items() if p is victim]
+                await serves(fleet.start(name))
+                await asyncio.sleep(0.6)
+    finally:
+        fleet.discard()
+        for lane in ("main-a", "main-b"):
+            simulator.script(lane=lane, model="main-model")
+
+
 async def test_a_frozen_worker_is_given_up(fleet: Fleet, simulator: Simulator) -> None:
     """SIGSTOP: its connection stays, it says nothing."""
     simulator.script(lane="sim", model="frozen", faults=[{"class": "hang", "times": 1}])
