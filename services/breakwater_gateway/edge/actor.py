@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Config
-from breakwater_gateway.edge import gemini_api
+from breakwater_gateway.edge import feedback, gemini_api
 from breakwater_gateway.edge import openai_api as http
 from breakwater_gateway.edge.framing import Framing, framing
 from breakwater_gateway.identity.claims import opened, presented
@@ -36,6 +36,7 @@ from breakwater_gateway.runtime.metrics import CONTENT_TYPE
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.cache import FeedbackReply
 from breakwater_protocol.chat import ModelList
 from breakwater_protocol.commands import Cancel
 from breakwater_protocol.keys import KEY_PATTERN, KeyRecord
@@ -46,6 +47,7 @@ _ROUTER_GRACE_S: Final = 3.0
 """How long after its own deadline a request waits for the router's word before the edge gives up."""
 
 _READY_ASK_S: Final = 1.0
+_FEEDBACK_S: Final = 2.0
 
 TENANT: Final = "default"
 """Of every caller that shows no key while `auth: open`."""
@@ -207,6 +209,8 @@ class Edge(Actor):
                 self._ask("responses", request, request.body, responder)
             case "POST", path if gemini_api.PATH.match(path):
                 self._gemini(request, responder)
+            case "POST", feedback.PATH:
+                self._tasks.spawn(self._feedback(request, responder))
             case "GET" | "HEAD", "/v1/models" | "/models":
                 self._tasks.spawn(self._list_models(request, responder, ""))
             case "GET" | "HEAD", path if path.startswith("/v1/models/"):
@@ -491,6 +495,33 @@ class Edge(Actor):
         )
         responder.respond(status, headers, body)
 
+    async def _feedback(self, request: HttpRequest, responder: Responder) -> None:
+        caller = self._caller(request)
+        if not isinstance(caller, _Caller):
+            self._answer_error(responder, caller, "chat")
+            return
+        said = feedback.read(request.body, caller.tenant)
+        if not isinstance(said, tuple):
+            self._answer_error(responder, said, "chat")
+            return
+        shard, verdict = said
+        subject = self.context.subjects.cache_feedback
+        try:
+            reply = await self.context.bus.ask(
+                subject.at(shard), subject.encode(verdict), timeout_s=_FEEDBACK_S
+            )
+            taken = msgspec.json.decode(reply.data, type=FeedbackReply).taken
+        except (BusError, msgspec.DecodeError):
+            failure = f.Overloaded(
+                "the cache did not answer: send the verdict again", retry_after_s=1
+            )
+            self._answer_error(responder, failure, "chat")
+            return
+        if taken:
+            responder.respond(200, (http.JSON,), b'{"taken":true}')
+        else:
+            self._answer_error(responder, feedback.unknown(verdict), "chat", 404)
+
     async def _ready_answer(self, responder: Responder) -> None:
         reasons = dict(self._readiness())
         try:
@@ -519,6 +550,7 @@ _PATHS: Final = {
     "/v1/embeddings": "POST",
     "/v1/messages": "POST",
     "/v1/responses": "POST",
+    feedback.PATH: "POST",
     "/v1/models": "GET",
     "/healthz": "GET",
     "/readyz": "GET",

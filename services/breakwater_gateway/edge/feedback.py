@@ -1,0 +1,44 @@
+"""`POST /v1/cache/feedback {id, verdict}`: what a caller thought of a cached answer, read and bounded."""
+
+import re
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from breakwater_protocol import failures as f
+from breakwater_protocol.cache import Feedback, Verdict
+
+PATH: Final = "/v1/cache/feedback"
+_SEMANTIC_ID: Final = re.compile(r"s(\d{1,4})-[0-9A-Za-z]{1,64}")
+
+
+class _Body(Struct, frozen=True):
+    id: str
+    verdict: Verdict
+
+
+def read(body: bytes, tenant: str) -> tuple[str, Feedback] | f.Failure:
+    """The shard whose owner is to be told, and what."""
+    try:
+        said = msgspec.json.decode(body, type=_Body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f.InvalidRequest(
+            'expected {"id": "…", "verdict": "wrong" | "stale" | "good"}, with the id of the answer\'s'
+            " header breakwater-cache-id"
+        )
+    found = _SEMANTIC_ID.fullmatch(said.id)
+    if found is None:
+        return f.InvalidRequest(
+            "feedback is for answers whose breakwater-cache was semantic, with the id of their"
+            " breakwater-cache-id; any other is asked anew with the header breakwater-cache: refresh",
+            param="id",
+        )
+    return found.group(1), Feedback(said.id, tenant, said.verdict)
+
+
+def unknown(feedback: Feedback) -> f.Failure:
+    return f.InvalidRequest(
+        f"no answer {feedback.id} was served to this caller lately, or it was judged already",
+        param="id",
+    )
