@@ -162,6 +162,28 @@ METRICS: Final = _table(
         "Looks into the cache, by its kind and what came of them.",
         labels=("kind", "result"),
     ),
+    Metric(
+        "breakwater_cache_semantic_lookups_total",
+        "counter",
+        "Questions to owners of the semantic cache, by what came of them.",
+        labels=("reason",),
+    ),
+    Metric(
+        "breakwater_cache_semantic_labels_total",
+        "counter",
+        "Pairs of questions that a fresh answer or a caller labelled same or different.",
+        labels=("reason",),
+    ),
+    Metric(
+        "breakwater_cache_semantic_refused_total",
+        "counter",
+        "What owners of the semantic cache did not take, by why.",
+        labels=("reason",),
+    ),
+    Metric("breakwater_cache_semantic_entries", "gauge", "Questions in the semantic cache."),
+    Metric(
+        "breakwater_cache_semantic_bytes", "gauge", "Bytes that the semantic cache's index takes."
+    ),
     Metric("breakwater_cache_bytes", "gauge", "Bytes of answers that routers keep in memory."),
     Metric(
         "breakwater_cost_saved_usd_total",
