@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -283,6 +284,8 @@ class Gateway:
         self._actors: dict[str, Actor] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
         self._requests = 0
+        self.journals: Path | None = None
+        """Where routers keep what they hold of budgets."""
         self.wall = Wall()
         self.embedder: Embedder | None = None
         """Of the actor `cache`."""
@@ -320,7 +323,7 @@ class Gateway:
                         environment={"KEY_A": "sk-a-secret", "KEY_B": "sk-b-secret"},
                     )
                 case "router":
-                    return Router(context)
+                    return Router(context, journals=self.journals)
                 case "cache":
                     assert self.embedder is not None
                     return Cache(context, embedder=self.embedder)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -245,7 +246,7 @@ async def test_requests_a_minute_are_counted_in_the_same_books() -> None:
         await answered(gateway, ask(gateway))
         await answered(gateway, ask(gateway))
         error = await ask(gateway).error()
-        assert (error["status"], error["code"]) == (429, "budget_contended")
+        assert (error["status"], error["code"]) == (429, "rate_limited")
         assert "2 requests a minute" in error["message"]
 
 
@@ -255,7 +256,7 @@ async def test_concurrent_requests_are_bounded() -> None:
         first = ask(gateway)
         call = await gateway.provider.next_call()
         error = await ask(gateway).error()
-        assert error["status"] == 429
+        assert (error["status"], error["code"]) == (429, "rate_limited")
         call.reply(200, ANSWER)
         await first.reply()
         await asyncio.sleep(0.1)
@@ -271,3 +272,23 @@ async def test_a_router_that_drains_gives_everything_back() -> None:
         await gateway.actor("router").drain()
         assert lender.held() == 0
         assert lender.committed(ALICE) == 4
+
+
+async def test_another_router_closes_what_a_killed_one_held(tmp_path: Path) -> None:
+    settings = replace(config("a"), budgets=(tokens(10_000_000),))
+    async with stage(settings, actors=("health", "worker")) as gateway:
+        lender = Lender(gateway.bus)
+        await lender.listen()
+        gateway.journals = tmp_path
+        await gateway.add("router")
+        caller = ask(gateway)
+        await gateway.provider.next_call()
+        assert lender.held() > 4_000  # its lease, and the next one
+        gateway.kill("router")
+        gateway.actor("router")._books._journal.close(at_rest=False)  # type: ignore[attr-defined]
+        await gateway.add("router-2")
+        await asyncio.sleep(8)
+        assert lender.held() == 0
+        # Only what was in flight is charged, at its maximum.
+        assert 2_000 < lender.committed(ALICE) < 3_000
+        assert caller.all == []

@@ -140,6 +140,7 @@ class Router(Actor):
     # ------------------------------------------------------------ life
 
     async def start(self, tasks: TaskGroup) -> None:
+        self._books.open()
         bus, subjects = self.context.bus, self.context.subjects
         await self._keys.start(bus)
         await self._health.start()

@@ -259,7 +259,7 @@ def _exhausted(refusal: Refusal) -> f.Failure:
     limit = amount_text(refusal.unit, refusal.limit)
     whose = refusal.account if account_named(refusal.account).scope != "global" else "everybody"
     if refusal.period.startswith(f"w:{RATE_S}/"):
-        return f.BudgetContended(
+        return f.RateLimited(
             f"the rate limit of {whose}, {limit} a minute, is reached", retry_after_s=retry_after_s
         )
     left = amount_text(refusal.unit, refusal.remaining)

@@ -119,10 +119,13 @@ class Books:
         """Something is limited: every attempt has to be asked for."""
         self.rated = bool(self._rates)
 
-    async def run(self) -> None:
-        """Reports about once a second, and leases of routers that died on this machine."""
+    def open(self) -> None:
+        """Before the first request."""
         if self._journal is not None and not self._journal.open():
             self._journal = None
+
+    async def run(self) -> None:
+        """Reports about once a second, and leases of routers that died on this machine."""
         adopted_at = -ADOPT_S
         while True:
             now = self.context.clock.now()
@@ -185,7 +188,7 @@ class Books:
             share = max(1, (limit.concurrent or 0) // max(1, sharers))
             if self._running.get(place, 0) >= share:
                 name = f"{place[0]}:{place[1]}" if place[1] else place[0]
-                return f.BudgetContended(
+                return f.RateLimited(
                     f"{name} has {limit.concurrent} concurrent requests at most, and that many run",
                     retry_after_s=1.0,
                 )
