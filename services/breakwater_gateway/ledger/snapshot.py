@@ -32,7 +32,7 @@ class BadSnapshot(Exception):
     """Not whole, of another format, or not what its hash says."""
 
 
-class _Bucket(Struct, array_like=True):
+class _Bucket(Struct, array_like=True, gc=False):
     key: str
     slot: int
     committed: int
@@ -41,7 +41,7 @@ class _Bucket(Struct, array_like=True):
     exhausted: bool
 
 
-class _Line(Struct, array_like=True):
+class _Line(Struct, array_like=True, gc=False):
     number: int
     account: str
     unit: Unit
@@ -58,7 +58,7 @@ class _Line(Struct, array_like=True):
     buckets: tuple[_Bucket, ...]
 
 
-class _Lease(Struct, array_like=True):
+class _Lease(Struct, array_like=True, gc=False):
     id: str
     amount: Units
     debits: tuple[tuple[int, str], ...]
@@ -69,7 +69,7 @@ class _Lease(Struct, array_like=True):
     breached: bool
 
 
-class _State(Struct, array_like=True):
+class _State(Struct, array_like=True, gc=False):
     n: int
     t_ms: int
     writer: str
