@@ -14,6 +14,9 @@ from msgspec import Struct
 SHARDS: Final = 8
 """Fixed for a cluster: routers and owners must agree on whose a partition is."""
 
+EXACT: Final = "exact"
+"""In the place of a shard: the answers to requests that are the same to the byte, which routers look after."""
+
 TEXT_MAX: Final = 4_096
 """Characters of a text that is looked up or stored; far above what an embedder reads."""
 ANSWER_MAX: Final = 4_096

@@ -18,7 +18,16 @@ from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, 
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
+from breakwater_protocol.cache import (
+    Feedback,
+    FeedbackReply,
+    Purge,
+    PurgeReply,
+    ShardStats,
+    Verdict,
+)
 from breakwater_protocol.commands import Cancel, Work
+from breakwater_protocol.events import CacheChanged
 
 pytestmark = pytest.mark.anyio
 
@@ -717,3 +726,62 @@ async def test_a_threshold_may_be_raised_and_not_lowered() -> None:
         higher = {"breakwater-cache-threshold": "0.99"}
         reply = await learned(gateway, "How deep is that harbour?", headers=higher)
         assert reply.headers["breakwater-cache"] == "miss"
+
+
+# ---------------------------------------------------------------- who looks after it
+
+
+async def feedback(
+    gateway: Gateway, id_: str, verdict: Verdict, tenant: str = "t"
+) -> FeedbackReply:
+    subject = SUBJECTS.cache_feedback
+    said = subject.encode(Feedback(id=id_, tenant=tenant, verdict=verdict))
+    reply = await gateway.bus.ask(subject.at("exact"), said, timeout_s=2)
+    return msgspec.json.decode(reply.data, type=FeedbackReply)
+
+
+async def test_an_answer_that_was_called_wrong_is_gone_from_every_router_at_once() -> None:
+    async with two_routers() as gateway:
+        await answered(gateway)
+        await asyncio.sleep(1)
+        ids = {(await gateway.ask(**COLD).reply()).headers["breakwater-cache-id"] for _ in range(4)}
+        (id_,) = ids
+        assert not (await feedback(gateway, id_, "wrong", tenant="other")).taken
+        assert not (await feedback(gateway, "e" + "0" * 64, "wrong")).taken
+        assert (await feedback(gateway, id_, "good")).taken
+        assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+        events: list[CacheChanged] = []
+        await gateway.bus.subscribe(
+            "bw.v1.evt.cache.false_hit", lambda m: events.append(SUBJECTS.cache.decode(m.data))
+        )
+        assert (await feedback(gateway, id_, "wrong")).taken
+        await asyncio.sleep(0.05)
+        assert [event.id for event in events] == [id_]
+        gateway.hub.choose(lambda _: 0)
+        await answered(gateway, headers={"breakwater-cache-ttl": "1ms"})
+        gateway.hub.choose(lambda n: n - 1)
+        await answered(gateway)
+        assert len(gateway.provider.seen) == 3
+
+
+async def test_a_purge_forgets_what_it_names_everywhere() -> None:
+    async with two_routers() as gateway:
+        await answered(gateway)
+        await answered(gateway, tenant="other")
+        await asyncio.sleep(1)
+        purge = SUBJECTS.cache_purge
+        asked = purge.encode(Purge(tenant="t"))
+        reply = await gateway.bus.ask(purge.at("exact"), asked, timeout_s=10)
+        assert msgspec.json.decode(reply.data, type=PurgeReply).purged == 1
+        await asyncio.sleep(0.1)
+        kept = await gateway.ask(tenant="other", **COLD).reply()
+        assert kept.headers["breakwater-cache"] == "hit"
+        assert (await answered(gateway)).headers["breakwater-cache"] == "miss"
+        heard: list[ShardStats] = []
+        inbox = gateway.bus.open_inbox(
+            lambda m: heard.append(msgspec.json.decode(m.data, type=ShardStats))
+        )
+        gateway.bus.publish("bw.v1.cache.exact.stats", b"{}", reply=inbox.subject)
+        await asyncio.sleep(0.1)
+        assert {each.owner for each in heard} == {"router", "router-2"}
+        assert all(each.bytes <= each.bytes_max for each in heard)

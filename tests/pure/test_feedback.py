@@ -12,6 +12,12 @@ def test_a_verdict_goes_to_the_shard_that_its_id_names_under_the_caller_s_own_te
     assert read(body, "t") == ("3", Feedback("s3-0a1b", "t", "wrong"))
 
 
+def test_a_verdict_on_an_exact_answer_goes_to_the_routers() -> None:
+    id_ = "e" + "a1" * 32
+    body = b'{"id": "%b", "verdict": "stale"}' % id_.encode()
+    assert read(body, "t") == ("exact", Feedback(id_, "t", "stale"))
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

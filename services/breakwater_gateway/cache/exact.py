@@ -58,6 +58,9 @@ class Exact:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.evicted = 0
+        self.hits = 0
+        self.misses = 0
+        self.stores = 0
         self._held: dict[str, Held] = {}
         self._order: list[str] = []
         """Digests in no order, to look at any of them."""
@@ -74,10 +77,13 @@ class Exact:
         """Fresh or not; gone when it is not even kept any more."""
         held = self._held.get(digest)
         if held is None:
+            self.misses += 1
             return None
         if now >= held.kept_until:
             self.forget(digest)
+            self.misses += 1
             return None
+        self.hits += 1
         held.hits += 1
         held.worth = self._worth(held)
         return held
@@ -90,6 +96,7 @@ class Exact:
             return None
         while self.bytes + held.size > self.bytes_max:
             self._evict()
+        self.stores += 1
         held.place = len(self._order)
         held.worth = self._worth(held)
         self._held[entry.digest] = held
@@ -108,12 +115,20 @@ class Exact:
             self._held[last].place = held.place
         return True
 
-    def forget_all(self, *, tenant: str | None = None, model: str | None = None) -> int:
-        """Those of that tenant and model; None means any."""
+    def forget_all(
+        self,
+        *,
+        tenant: str | None = None,
+        model: str | None = None,
+        partition: str | None = None,
+    ) -> int:
+        """Those of that tenant, model and partition; None means any."""
         gone = [
             digest
             for digest, held in self._held.items()
-            if tenant in (None, held.entry.tenant) and model in (None, held.entry.model)
+            if tenant in (None, held.entry.tenant)
+            and model in (None, held.entry.model)
+            and partition in (None, held.entry.partition)
         ]
         for digest in gone:
             self.forget(digest)

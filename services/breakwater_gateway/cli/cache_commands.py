@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from breakwater_protocol.cache import ShardStats
 
 ASK_S: Final = 2.0
+PURGE_S: Final = 60.0
+GATHER_S: Final = 0.3
+"""For routers to say what they hold."""
 FILE_MAX: Final = 256 * 1024 * 1024
 
 _nats = click.option(
@@ -107,14 +110,14 @@ def calibrate(
     raise SystemExit(output.FAILED if loose else 0)
 
 
-@cache.command(help="What each shard of the semantic cache holds and did.")
+@cache.command(help="What each router's memory and each shard of the semantic cache hold and did.")
 @click.option("--tenant", help="Only this tenant's.")
 @as_json_option
 @_nats
 @_creds
 def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(bus: "Bus") -> int:
-        found = await _shards(bus, tenant=tenant)
+        found = [*await _routers(bus), *await _shards(bus, tenant=tenant)]
         if as_json:
             for shard in found:
                 output.say_json(shard)
@@ -125,7 +128,7 @@ def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -
     _run(work, nats_url, creds, as_json=as_json)
 
 
-@cache.command(help="Forget entries of the semantic cache: all, or those of a tenant or model.")
+@cache.command(help="Forget answers, exact and semantic: all, or those of a tenant or model.")
 @click.option("--tenant")
 @click.option("--model")
 @click.option("--partition")
@@ -142,6 +145,8 @@ def purge(
     nats_url: str,
     creds: str | None,
 ) -> None:
+    import msgspec
+
     from breakwater_protocol import cache as c
     from breakwater_protocol.subjects import Subjects
 
@@ -158,11 +163,15 @@ def purge(
             subjects.cache_purge.encode(which),
             c.PurgeReply,
         )
+        routers = await bus.ask(
+            subjects.cache_purge.at(c.EXACT), subjects.cache_purge.encode(which), timeout_s=PURGE_S
+        )
+        replies.append(msgspec.json.decode(routers.data, type=c.PurgeReply))
         purged = sum(reply.purged for reply in replies)
         if as_json:
             output.say_json({"purged": purged, "shards": len(replies)})
         else:
-            output.say(f"{purged} entries are gone from {len(replies)} shards")
+            output.say(f"{purged} entries are gone")
         return 0
 
     _run(work, nats_url, creds, as_json=as_json)
@@ -170,7 +179,7 @@ def purge(
 
 def _show(found: "list[ShardStats]") -> None:
     if not found:
-        output.say("no shard has an owner: no model has a semantic cache, or no cache actor runs")
+        output.say("nobody answered: no router runs, and no shard has an owner")
         return
     output.table(
         ("shard", "owner", "entries", "bytes", "lookups", "hits", "stores", "misses"),
@@ -304,6 +313,31 @@ def _draw(path: str, found: Any, *, as_json: bool) -> None:  # noqa: ANN401
         Path(path).write_bytes(png(found))
     except OSError as error:
         output.fail(f"cannot write {path}: {error.strerror}", code=output.USAGE, as_json=as_json)
+
+
+async def _routers(bus: "Bus") -> "list[ShardStats]":
+    """The exact cache of every router that says so in time."""
+    import asyncio
+
+    import msgspec
+
+    from breakwater_gateway.runtime.bus import Message
+    from breakwater_protocol import cache as c
+    from breakwater_protocol.subjects import Subjects
+
+    subjects = Subjects()
+    found: list[ShardStats] = []
+
+    def hear(message: Message) -> None:
+        if message.data:
+            found.append(msgspec.json.decode(message.data, type=c.ShardStats))
+
+    inbox = bus.open_inbox(hear)
+    asked = subjects.cache_stats.encode(c.StatsRequest())
+    bus.publish(subjects.cache_stats.at(c.EXACT), asked, reply=inbox.subject)
+    await asyncio.sleep(GATHER_S)
+    inbox.close()
+    return found
 
 
 async def _shards(

@@ -7,9 +7,10 @@ import msgspec
 from msgspec import Struct
 
 from breakwater_protocol import failures as f
-from breakwater_protocol.cache import Feedback, Verdict
+from breakwater_protocol.cache import EXACT, Feedback, Verdict
 
 PATH: Final = "/v1/cache/feedback"
+_EXACT_ID: Final = re.compile(r"e[0-9a-f]{64}")
 _SEMANTIC_ID: Final = re.compile(r"s(\d{1,4})-[0-9A-Za-z]{1,64}")
 
 
@@ -19,7 +20,7 @@ class _Body(Struct, frozen=True):
 
 
 def read(body: bytes, tenant: str) -> tuple[str, Feedback] | f.Failure:
-    """The shard whose owner is to be told, and what."""
+    """The shard whose owner is to be told, or `exact`; and what."""
     try:
         said = msgspec.json.decode(body, type=_Body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -28,13 +29,13 @@ def read(body: bytes, tenant: str) -> tuple[str, Feedback] | f.Failure:
             " header breakwater-cache-id"
         )
     found = _SEMANTIC_ID.fullmatch(said.id)
-    if found is None:
+    if found is None and not _EXACT_ID.fullmatch(said.id):
         return f.InvalidRequest(
-            "feedback is for answers whose breakwater-cache was semantic, with the id of their"
+            "feedback is for answers that were given again, with the id of their"
             " breakwater-cache-id; any other is asked anew with the header breakwater-cache: refresh",
             param="id",
         )
-    return found.group(1), Feedback(said.id, tenant, said.verdict)
+    return EXACT if found is None else found.group(1), Feedback(said.id, tenant, said.verdict)
 
 
 def unknown(feedback: Feedback) -> f.Failure:

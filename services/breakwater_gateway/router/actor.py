@@ -170,6 +170,7 @@ class Router(Actor):
                     ("generate", subjects.generate),
                 )
             ],
+            *await self._cache.care.start(),
             # Last: whoever is answered with the models may ask for anything.
             await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
         ]

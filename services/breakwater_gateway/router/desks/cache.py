@@ -19,6 +19,7 @@ from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
 from breakwater_gateway.cache.replay import CannotReplay
 from breakwater_gateway.config.model import CachePolicy, Config, Model
 from breakwater_gateway.router.desks.attempts import Ended
+from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
 from breakwater_gateway.router.desks.meaning import Meaning, ineligible
 from breakwater_gateway.router.desks.shared import Shared
@@ -67,6 +68,7 @@ class CacheDesk:
         self._failed = failed
         self._begin = begin
         self.kept = Kept(context, tasks=tasks)
+        self.care = Care(context, self.kept, tasks=tasks)
         self._keys = Keys()
         self._heads: dict[tuple[str, ...], bytes] = {}
         self._aliases: dict[int, tuple[Model, str]] = {}
@@ -509,7 +511,11 @@ class CacheDesk:
         if changed.digest or changed.query:
             self.kept.forget(changed.digest, changed.query)
         elif changed.verdict == "purged":
-            self.kept.memory.forget_all(tenant=changed.tenant or None, model=changed.model or None)
+            self.kept.memory.forget_all(
+                tenant=changed.tenant or None,
+                model=changed.model or None,
+                partition=changed.partition or None,
+            )
             self.kept.measure()
 
     # ------------------------------------------------------------ counting

@@ -33,7 +33,7 @@ class Kept:
         self._tasks = tasks
         limits = context.config.limits
         self.memory = Exact(limits.cache_bytes)
-        self._store: Store | None = None
+        self.store: Store | None = None
         self._writing = 0
         self._known: set[str] | None = None
         """Digests in the bucket, as far as this router can tell alone; None: it cannot."""
@@ -48,7 +48,7 @@ class Kept:
             store = await self._context.bus.store(
                 BUCKET, max_bytes=limits.cache_store_bytes, evicts=True
             )
-            self._store = store
+            self.store = store
             keys = await store.keys()
             self._known = set(keys) if len(keys) <= KNOWN_MAX else None
         except BusError as error:
@@ -67,7 +67,7 @@ class Kept:
 
     def may_be_stored(self, digest: str) -> bool:
         """Whether the bucket is worth asking."""
-        return self._store is not None and (self._known is None or digest in self._known)
+        return self.store is not None and (self._known is None or digest in self._known)
 
     # ------------------------------------------------------------ reading
 
@@ -75,11 +75,11 @@ class Kept:
         self, digest: str, *, tenant: str, api: str, partition: str = ""
     ) -> Held | entries.Poison | None:
         """From the bucket into memory; None for a miss, a word for what was there and is not to be served."""
-        if self._store is None:
+        if self.store is None:
             return None
         try:
             async with asyncio.timeout(READ_S):
-                stored = await self._store.get(digest)
+                stored = await self.store.get(digest)
         except (TimeoutError, BusError) as error:
             self._context.log.debug("cache_not_read", error=repr(error))
             return None
@@ -105,9 +105,9 @@ class Kept:
         """`stored` is called once the bucket has it too."""
         self.memory.put(entry)
         self.measure()
-        if self._store is not None and self._writing < WRITES_MAX:
+        if self.store is not None and self._writing < WRITES_MAX:
             self._writing += 1
-            self._tasks.spawn(self._write(self._store, entry, stored))
+            self._tasks.spawn(self._write(self.store, entry, stored))
 
     async def _write(self, store: Store, entry: Entry, stored: Callable[[], None]) -> None:
         try:
@@ -132,9 +132,9 @@ class Kept:
     async def delete(self, digest: str) -> None:
         """Everywhere but in other routers' memory."""
         self.forget(digest)
-        if self._store is not None:
+        if self.store is not None:
             try:
-                await self._store.delete(digest)
+                await self.store.delete(digest)
             except BusError as error:
                 self._context.log.warning("cache_not_deleted", error=repr(error))
 
