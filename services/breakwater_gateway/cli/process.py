@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
+from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from breakwater_gateway.cli.config_files import Beside
@@ -35,6 +36,7 @@ from breakwater_gateway.runtime.service import (
     HISTORY,
     KEY,
     ConfigHolder,
+    OnChange,
     publish_config,
     watch_file,
 )
@@ -145,6 +147,9 @@ class _Serving:
         self.supervisor: Supervisor | None = None
         self.bus: Bus | None = None
         self.snapshots: dict[str, bytes] = {}
+        self.group: TaskGroup | None = None
+        self.named: set[str] = set()
+        """Files that the configuration names and that are watched."""
 
     async def run(self, on_ready: Callable[[], Awaitable[None]] | None) -> int:
         process = self.process
@@ -171,15 +176,8 @@ class _Serving:
         )
         async with anyio.create_task_group() as group:
             if process.config_path and process.config is not None:
-                group.start_soon(
-                    partial(
-                        watch_file,
-                        Path(process.config_path),
-                        self.publish_file,
-                        log=self.log,
-                        known=process.config.text.encode(),
-                    )
-                )
+                self.watch(group, process.config_path, process.config.text, self.publish_file)
+                self.watch_named(group, process.config)
             if on_ready is not None:
                 group.start_soon(self.when_ready, on_ready)
             code = await self.supervisor.run()
@@ -229,6 +227,29 @@ class _Serving:
         stored, _ = await asyncio.to_thread(_read, self.process.config_path, text)
         if self.bus is not None:
             await publish_config(self.bus, self.subjects, encode_stored(stored))
+        if self.group is not None:
+            self.watch_named(self.group, stored)
+
+    def watch(self, group: TaskGroup, path: str, known: str, on_change: OnChange) -> None:
+        group.start_soon(
+            partial(watch_file, Path(path), on_change, log=self.log, known=known.encode())
+        )
+
+    def watch_named(self, group: TaskGroup, stored: Stored) -> None:
+        """A change to a file that the configuration names is a change to the configuration."""
+        self.group = group
+        for name in stored.files.keys() - self.named:
+            self.named.add(name)
+            path = str(Path(self.process.config_path).parent / name)
+            self.watch(group, path, stored.files[name], partial(self.publish_named, name))
+
+    async def publish_named(self, name: str, data: bytes) -> None:
+        """Raises as `publish_file` does; nothing happens when the configuration names it no longer."""
+        del data  # it is read again with everything else
+        text = await asyncio.to_thread(Path(self.process.config_path).read_bytes)
+        stored, _ = await asyncio.to_thread(_read, self.process.config_path, text)
+        if name in stored.files:
+            await self.publish_file(text)
 
     def on_metrics_asked(self, message: Message) -> None:
         if message.reply and self.bus is not None:
