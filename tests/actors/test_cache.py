@@ -14,6 +14,7 @@ from tests.actors.test_semantic_cache import Chosen
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.cli.cache_warming import BadRows, read_rows, warm
 from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.memory_bus import MemoryStore
@@ -785,3 +786,26 @@ async def test_a_purge_forgets_what_it_names_everywhere() -> None:
         await asyncio.sleep(0.1)
         assert {each.owner for each in heard} == {"router", "router-2"}
         assert all(each.bytes <= each.bytes_max for each in heard)
+
+
+async def test_the_cache_is_warmed_by_asking_what_a_file_lists() -> None:
+    lines = [
+        {"request": {"model": "m", "messages": [{"role": "user", "content": "hello"}], **COLD}},
+        {"request": {"model": "m", "messages": [{"role": "user", "content": "hello"}]}},
+        {"request": {"model": "nobody", "messages": [{"role": "user", "content": "hello"}]}},
+    ]
+    rows = read_rows(b"\n".join(json.dumps(line).encode() for line in lines))
+    async with stage(cached()) as gateway:
+        asking = asyncio.ensure_future(warm(gateway.bus, rows, tenant="t", timeout_s=5))
+        for _ in range(2):
+            (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert await asking == {"miss": 1, "hit": 0, "bypass": 1, "failed": 1}
+        assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+
+
+@pytest.mark.parametrize(
+    "text", [b"[]", b'{"api":"chat"}', b'{"request":{"stream":true}}', b'{"request":{},"api":"x"}']
+)
+def test_a_file_to_warm_from_is_refused_with_its_line(text: bytes) -> None:
+    with pytest.raises(BadRows, match="line 2"):
+        read_rows(b'{"request":{}}\n' + text)

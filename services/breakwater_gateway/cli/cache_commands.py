@@ -1,4 +1,4 @@
-"""`breakwater cache calibrate | stats | purge`: the semantic cache, judged, looked at and emptied.
+"""`breakwater cache calibrate | stats | purge | warm`: the semantic cache, judged, looked at and emptied.
 
 `calibrate` ends with 1 when the configured threshold is looser than the one its pairs certify.
 """
@@ -173,6 +173,42 @@ def purge(
         else:
             output.say(f"{purged} entries are gone")
         return 0
+
+    _run(work, nats_url, creds, as_json=as_json)
+
+
+@cache.command(help="Ask what FILE lists, so that it is kept: lines of {request, api, namespace}.")
+@click.argument("file", metavar="FILE.jsonl", type=click.Path())
+@click.option("--tenant", default="default", show_default=True)
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, metavar="SECONDS")
+@as_json_option
+@_nats
+@_creds
+def warm(
+    file: str, tenant: str, timeout_s: float, as_json: bool, nats_url: str, creds: str | None
+) -> None:
+    from breakwater_gateway.cli.cache_warming import BadRows, read_rows
+    from breakwater_gateway.cli.cache_warming import warm as ask_all
+
+    try:
+        with Path(file).open("rb") as opened:
+            rows = read_rows(opened.read(FILE_MAX + 1))
+    except OSError as error:
+        output.fail(f"cannot read {file}: {error.strerror}", code=output.USAGE, as_json=as_json)
+    except BadRows as error:
+        output.fail(f"{file}: {error}", code=output.USAGE, as_json=as_json)
+
+    async def work(bus: "Bus") -> int:
+        counts = await ask_all(bus, rows, tenant=tenant, timeout_s=timeout_s)
+        if as_json:
+            output.say_json(counts)
+        else:
+            output.say(
+                "{miss} asked and kept, {hit} kept already, {bypass} never kept, {failed} failed".format(
+                    **counts
+                )
+            )
+        return output.FAILED if counts["failed"] else 0
 
     _run(work, nats_url, creds, as_json=as_json)
 
