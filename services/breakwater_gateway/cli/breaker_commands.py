@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_gateway.cli.talk import as_json_option
 
 if TYPE_CHECKING:
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 5.0
 """A dead leader is replaced within three seconds."""
 TRY_S: Final = 1.0
-
-_nats = click.option(
-    "--nats",
-    "nats_url",
-    envvar="NATS_URL",
-    metavar="URL",
-    default="nats://127.0.0.1:4222",
-    show_default=True,
-)
-_root = click.option("--root", default="bw.v1", show_default=True, help="Root of all subjects.")
-_creds = click.option("--creds", envvar="NATS_CREDS", metavar="FILE", help="NATS credentials.")
 
 
 @click.group(help="Breakers: list them, trip one, reset one.")
@@ -40,9 +29,9 @@ def breaker() -> None:
 @click.argument("target", required=False, default="")
 @click.option("--all", "everything", is_flag=True, help="Those that never failed too.")
 @as_json_option
-@_nats
-@_root
-@_creds
+@reach.nats
+@reach.root
+@reach.creds
 def list_(
     target: str, everything: bool, as_json: bool, nats_url: str, root: str, creds: str | None
 ) -> None:
@@ -56,9 +45,9 @@ def list_(
 @click.argument("target")
 @click.option("--for", "for_", metavar="DURATION", help="Such as 5m; default its next open time.")
 @as_json_option
-@_nats
-@_root
-@_creds
+@reach.nats
+@reach.root
+@reach.creds
 def trip(
     target: str, for_: str | None, as_json: bool, nats_url: str, root: str, creds: str | None
 ) -> None:
@@ -72,9 +61,9 @@ def trip(
 @breaker.command(help="Close TARGET's breaker at once and forgive its past.")
 @click.argument("target")
 @as_json_option
-@_nats
-@_root
-@_creds
+@reach.nats
+@reach.root
+@reach.creds
 def reset(target: str, as_json: bool, nats_url: str, root: str, creds: str | None) -> None:
     _show(
         _told("reset", target, None, nats_url, root, creds, as_json=as_json).breakers,

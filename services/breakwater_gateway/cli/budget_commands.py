@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, cast
 import click
 import msgspec
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_gateway.cli.talk import as_json_option
 from breakwater_protocol.ledger import (
     PARTITIONS,
@@ -47,15 +47,6 @@ PATIENCE_S: Final = 5.0
 """While a standby takes over nobody answers."""
 _PERIODS: Final = ("hour", "day", "week", "month")
 
-_nats = click.option(
-    "--nats",
-    "nats_url",
-    envvar="NATS_URL",
-    metavar="URL",
-    default="nats://127.0.0.1:4222",
-    show_default=True,
-)
-_creds = click.option("--creds", envvar="NATS_CREDS", metavar="FILE", help="NATS credentials.")
 _why = click.option("--why", default="", metavar="TEXT", help="For the log.")
 _usd = click.option("--usd", metavar="AMOUNT", help="Money, such as 12.50.")
 _tokens = click.option("--tokens", type=int, help="Tokens.")
@@ -80,8 +71,8 @@ def budget() -> None:
 @click.argument("account", default="")
 @click.option("--leases", is_flag=True, help="Also who holds what.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def show(account: str, leases: bool, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(bus: "Bus", subjects: "Subjects") -> int:
         lines: list[BudgetLine] = []
@@ -128,8 +119,8 @@ def show(account: str, leases: bool, as_json: bool, nats_url: str, creds: str | 
 @click.option("--clear", type=click.Choice(["usd", "tokens", "requests"]), help="Take it back.")
 @_why
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def set_(
     account: str,
     usd: str | None,
@@ -162,8 +153,8 @@ def set_(
 @_zone
 @_why
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def correct(
     account: str,
     usd: str | None,
@@ -186,8 +177,8 @@ def correct(
 @click.argument("lease")
 @_why
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def release(lease: str, why: str, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(bus: "Bus", subjects: "Subjects") -> int:
         for number in range(PARTITIONS):
@@ -210,8 +201,8 @@ def release(lease: str, why: str, as_json: bool, nats_url: str, creds: str | Non
 @click.argument("number", metavar="PARTITION", type=click.IntRange(0, PARTITIONS - 1))
 @_why
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def resume(number: int, why: str, as_json: bool, nats_url: str, creds: str | None) -> None:
     _operate(number, Resume(_me(), why), nats_url, creds, as_json=as_json)
 
@@ -224,8 +215,8 @@ def resume(number: int, why: str, as_json: bool, nats_url: str, creds: str | Non
 )  # fmt: skip
 @click.option("--since", metavar="DURATION", help="Such as 24h; default all that is kept.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def history(
     account: str,
     by: str | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_gateway.cli.talk import as_json_option
 
 if TYPE_CHECKING:
@@ -25,16 +25,6 @@ PURGE_S: Final = 60.0
 GATHER_S: Final = 0.3
 """For routers to say what they hold."""
 FILE_MAX: Final = 256 * 1024 * 1024
-
-_nats = click.option(
-    "--nats",
-    "nats_url",
-    envvar="NATS_URL",
-    metavar="URL",
-    default="nats://127.0.0.1:4222",
-    show_default=True,
-)
-_creds = click.option("--creds", envvar="NATS_CREDS", metavar="FILE", help="NATS credentials.")
 
 
 @click.group(help="The semantic cache: calibrate its threshold, see what it holds, empty it.")
@@ -65,8 +55,8 @@ def cache() -> None:
 )
 @click.option("--plot", metavar="FILE.png", help="Draw the table.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def calibrate(
     pairs: str | None,
     live: bool,
@@ -113,8 +103,8 @@ def calibrate(
 @cache.command(help="What each router's memory and each shard of the semantic cache hold and did.")
 @click.option("--tenant", help="Only this tenant's.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(bus: "Bus") -> int:
         found = [*await _routers(bus), *await _shards(bus, tenant=tenant)]
@@ -134,8 +124,8 @@ def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -
 @click.option("--partition")
 @click.option("--all", "everything", is_flag=True, help="Everything, of everybody.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def purge(
     tenant: str | None,
     model: str | None,
@@ -182,8 +172,8 @@ def purge(
 @click.option("--tenant", default="default", show_default=True)
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, metavar="SECONDS")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def warm(
     file: str, tenant: str, timeout_s: float, as_json: bool, nats_url: str, creds: str | None
 ) -> None:

@@ -11,23 +11,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_gateway.cli.talk import as_json_option
 from breakwater_gateway.identity import issue
 from breakwater_protocol.keys import BUCKET, ID_PATTERN, KeyRecord
 
 if TYPE_CHECKING:
     from breakwater_gateway.runtime.bus import Store
-
-_nats = click.option(
-    "--nats",
-    "nats_url",
-    envvar="NATS_URL",
-    metavar="URL",
-    default="nats://127.0.0.1:4222",
-    show_default=True,
-)
-_creds = click.option("--creds", envvar="NATS_CREDS", metavar="FILE", help="NATS credentials.")
 
 
 @click.group(help="Virtual keys: make, list, revoke and rotate them.")
@@ -47,8 +37,8 @@ def keys() -> None:
 )
 @click.option("--expires", metavar="DURATION", help="Such as 30d; default never.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def create(
     tenant: str,
     name: str,
@@ -90,8 +80,8 @@ def create(
 @keys.command("list", help="Every key: what it may do, and whether it does.")
 @click.option("--tenant", default="", help="Only this tenant's.")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def list_(tenant: str, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(store: "Store") -> int:
         found = [r for r in await _all(store) if not tenant or r.tenant == tenant]
@@ -119,8 +109,8 @@ def list_(tenant: str, as_json: bool, nats_url: str, creds: str | None) -> None:
 @keys.command(help="End a key: no actor serves it a second later.")
 @click.argument("key_id")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def revoke(key_id: str, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(store: "Store") -> int:
         record, revision = await _one(store, key_id, as_json=as_json)
@@ -136,8 +126,8 @@ def revoke(key_id: str, as_json: bool, nats_url: str, creds: str | None) -> None
 @click.argument("key_id")
 @click.option("--grace", default="0s", show_default=True, metavar="DURATION")
 @as_json_option
-@_nats
-@_creds
+@reach.nats
+@reach.creds
 def rotate(key_id: str, grace: str, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(store: "Store") -> int:
         record, revision = await _one(store, key_id, as_json=as_json)

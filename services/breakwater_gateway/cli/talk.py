@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 import msgspec
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_protocol.subjects import BadToken, Subject, Subjects, decode_token
 
 if TYPE_CHECKING:
@@ -23,19 +23,8 @@ TEXT_MAX: Final = 16 * 1024 * 1024
 
 def reaches_nats(command: Command) -> Command:
     """The options that say which gateway is meant."""
-    for option in (
-        click.option("--root", default="bw.v1", show_default=True, help="Root of all subjects."),
-        click.option("--tenant", default="default", show_default=True, help="Who asks."),
-        click.option("--creds", envvar="NATS_CREDS", metavar="FILE", help="NATS credentials."),
-        click.option(
-            "--nats",
-            "nats_url",
-            envvar="NATS_URL",
-            metavar="URL",
-            default="nats://127.0.0.1:4222",
-            show_default=True,
-        ),
-    ):
+    tenant = click.option("--tenant", default="default", show_default=True, help="Who asks.")
+    for option in (reach.root, tenant, reach.creds, reach.nats):
         command = option(command)
     return command
 
