@@ -809,3 +809,17 @@ async def test_the_cache_is_warmed_by_asking_what_a_file_lists() -> None:
 def test_a_file_to_warm_from_is_refused_with_its_line(text: bytes) -> None:
     with pytest.raises(BadRows, match="line 2"):
         read_rows(b'{"request":{}}\n' + text)
+
+
+async def test_a_stale_stream_is_framed_apart_from_the_attempts_that_failed() -> None:
+    policy = CachePolicy(exact_s=60, stale_if_error_s=3_600)
+    async with stage(cached(policy, ladder=(Rung("stale"),))) as gateway:
+        await answered(gateway)
+        gateway.wall.add(100)
+        caller = gateway.ask(stream=True, **COLD)
+        for _ in range(3):
+            (await gateway.provider.next_call()).reply(500, b"{}")
+        replies = await whole(caller)
+        assert said(replies) == "hi"
+        assert [m.headers["breakwater-attempt"] for m in replies] == ["4", "4"]
+        assert replies[-1].headers["breakwater-cache"] == "stale"

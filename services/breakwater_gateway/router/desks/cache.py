@@ -340,6 +340,9 @@ class CacheDesk:
         try:
             bus = self._context.bus
             if life.stream:
+                if life.plan.attempts:
+                    # A number of its own: nothing of an attempt given up for lost may join this stream.
+                    facts[h.ATTEMPT] = str(life.plan.attempts + 1)
                 bus.publish(life.reply, body, headers={h.SEQ: "0", **facts})
                 bus.publish(life.reply, headers={h.SEQ: "1", h.END: "ok", **facts})
             else:

@@ -37,7 +37,7 @@ class Kept:
         self._writing = 0
         self._known: set[str] | None = None
         """Digests in the bucket, as far as this router can tell alone; None: it cannot."""
-        self._poisoned = 0
+        self._peers = False
         self._bytes = context.metrics.gauge("breakwater_cache_bytes")
 
     async def open(self) -> None:
@@ -49,11 +49,21 @@ class Kept:
                 BUCKET, max_bytes=limits.cache_store_bytes, evicts=True
             )
             self.store = store
-            keys = await store.keys()
-            self._known = set(keys) if len(keys) <= KNOWN_MAX else None
+            # A full bucket takes a while to list: until then it is asked for everything.
+            self._tasks.spawn(self._learn(store))
         except BusError as error:
             # Without it every router has what it keeps itself.
             self._context.log.warning("cache_bucket_unavailable", error=str(error))
+
+    async def _learn(self, store: Store) -> None:
+        """Which digests are there already; of no use once another router may have written."""
+        try:
+            keys = await store.keys()
+        except BusError as error:
+            self._context.log.debug("cache_not_listed", error=repr(error))
+            return
+        if not self._peers and len(keys) <= KNOWN_MAX:
+            self._known = set(keys)
 
     def on_limits(self, before: Limits, now: Limits) -> None:
         self.memory.resize(now.cache_bytes)
@@ -63,7 +73,7 @@ class Kept:
 
     def peer_seen(self) -> None:
         """Another router lives: it may have written anything."""
-        self._known = None
+        self._known, self._peers = None, True
 
     def may_be_stored(self, digest: str) -> bool:
         """Whether the bucket is worth asking."""
