@@ -277,9 +277,9 @@ class Holder:
         first = next(iter(path.waiting.values()), None)
         if first is not None:
             need = first.need
-            # What is left over here may be just what is missing there.
+            # What is left over here may be just what is missing there. Calls in flight may still make room.
             for lease in list(path.leases):
-                if not lease.fits(need, now):
+                if not lease.calls and not lease.fits(need, now):
                     self._retire(lease)
         if path.asking is not None or self._closing or now < path.retry_at:
             return
