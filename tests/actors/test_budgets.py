@@ -98,7 +98,7 @@ async def test_a_limit_that_is_reached_says_when_it_resets_and_calls_nobody() ->
         await answered(gateway, ask(gateway))
         error = await ask(gateway, max_tokens=4_000).error()
         assert (error["status"], error["code"]) == (429, "budget_exhausted")
-        assert "more than the whole of it" in error["message"]
+        assert "too small for this request" in error["message"]
         assert gateway.provider.seen == ["a"]
         await settled(lender)
         assert lender.committed(ALICE) == 4

@@ -16,6 +16,7 @@ from breakwater_gateway.config.model import (
     Timeouts,
 )
 from breakwater_gateway.config.problems import PROBLEMS_MAX
+from breakwater_gateway.config.show import to_yaml
 
 GOOD = """\
 models:
@@ -250,6 +251,10 @@ FILE_MISTAKES = [
     (
         f"models:\n  a:\n    {D}\nembeddings: {{model: b}}",
         'breakwater.yaml:4: embeddings.model: unknown model "b"; describe it under "models"',
+    ),
+    (
+        f"models:\n  a:\n    {D}\nembeddings: {{model: opnai/e}}",
+        'breakwater.yaml:4: embeddings.model: unknown provider "opnai"; did you mean "openai"?',
     ),
     (
         f"models:\n  a:\n    {D}\nembeddings: {{}}",
@@ -586,3 +591,21 @@ def test_a_byte_order_mark_is_no_mistake() -> None:
 def test_a_pace_for_streams_is_an_option_of_a_model() -> None:
     model = load(f"models: {{a: {{{D}, timeouts: {{min_rate: 20, rate_window: 5s}}}}}}").models["a"]
     assert (model.timeouts.min_rate, model.timeouts.rate_window_s) == (20.0, 5.0)
+
+
+def test_embeddings_may_name_a_provider_s_model_that_models_does_not_describe() -> None:
+    text = f"models:\n  a:\n    {D}\nembeddings: {{model: openai/text-embedding-3-small}}\n"
+    config = load_text(text, source="f", environment={"OPENAI_API_KEY": "k"})
+    (deployment,) = config.models["openai/text-embedding-3-small"].deployments
+    assert (deployment.provider, deployment.model) == ("openai", "text-embedding-3-small")
+    assert deployment.api_keys == (KeyRef("env", "OPENAI_API_KEY"),)
+    assert load_text(to_yaml(config), source="f", environment={}) == config
+
+
+def test_embeddings_leave_a_model_that_is_described_as_it_is() -> None:
+    text = (
+        f"models:\n  a:\n    {D}\n  openai/*:\n    deployments: [{{model: openai/*, id: own, api_key: []}}]\n"
+        "embeddings: {model: openai/e}\n"
+    )
+    config = load_text(text, source="f", environment={})
+    assert list(config.models) == ["a", "openai/*"]

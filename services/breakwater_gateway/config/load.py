@@ -196,7 +196,7 @@ class _Builder:
         )
         self._check_embeddings(root, config, entries)
         check_recovery(config, entries, self._report)
-        return config
+        return self._with_embedder(root, config)
 
     # --- providers ------------------------------------------------------------------------------
 
@@ -610,11 +610,29 @@ class _Builder:
         model, local = block.get(keys.EMBEDDINGS_MODEL), block.get(keys.EMBEDDINGS_LOCAL)
         return Embeddings(model=model or "", local=local or "")
 
+    def _with_embedder(self, root: Block, config: Config) -> Config:
+        """`embeddings: {model: provider/model}` describes that model, where "models" does not."""
+        block = root.get(keys.EMBEDDINGS)
+        name = config.embeddings.model if config.embeddings is not None else ""
+        if block is None or "/" not in name or config.model(name) is not None:
+            return config
+        line, column = block.mark(keys.EMBEDDINGS_MODEL)
+        described = Block({keys.MODEL.name: name}, {keys.MODEL.name: (line, column)}, line, column)
+        deployment = self._deployment(described, ("embeddings",), name)
+        if deployment is None:
+            return config
+        return structs.replace(config, models=config.models | {name: Model(name, (deployment,))})
+
     def _check_embeddings(
         self, root: Block, config: Config, entries: Mapping[str, Named[Block]]
     ) -> None:
         embeddings = config.embeddings
-        if embeddings is not None and embeddings.model and config.model(embeddings.model) is None:
+        if (
+            embeddings is not None
+            and embeddings.model
+            and "/" not in embeddings.model
+            and config.model(embeddings.model) is None
+        ):
             block = root.get(keys.EMBEDDINGS) or _EMPTY
             close = self._report.nearest(embeddings.model, list(config.models))
             mend = f'did you mean "{close}"?' if close else 'describe it under "models"'

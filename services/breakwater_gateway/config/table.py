@@ -682,8 +682,8 @@ LIMITS: Final = Key(
 
 EMBEDDINGS_MODEL: Final = Key(
     "model",
-    Text("a logical model that makes embeddings", max_length=NAME_MAX),
-    "A model of this configuration, asked like any caller would.",
+    Text("a model that makes embeddings", max_length=NAME_MAX),
+    "A model of this configuration, or provider/model; asked like any caller would.",
 )
 EMBEDDINGS_LOCAL: Final = Key(
     "local",

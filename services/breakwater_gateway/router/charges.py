@@ -263,13 +263,17 @@ def _exhausted(refusal: Refusal) -> f.Failure:
             f"the rate limit of {whose}, {limit} a minute, is reached", retry_after_s=retry_after_s
         )
     left = amount_text(refusal.unit, refusal.remaining)
-    when = (
-        f"it resets in {round(refusal.resets_in_s)} s"
-        if waits
-        else "this request needs more than the whole of it"
-    )
+    if waits:
+        said = (
+            f"the budget of {whose} is used up: {left} of {limit} are left in period {refusal.period},"
+            f" and this request may need more; it resets in {round(refusal.resets_in_s)} s"
+        )
+    else:
+        said = (
+            f"the budget of {whose} is too small for this request: it may need more than all of {limit}"
+            f" in period {refusal.period} ({left} are left); ask for a shorter answer (max_tokens)"
+        )
     return f.BudgetExhausted(
-        f"the budget of {whose} is used up: {left} of {limit} are left in period"
-        f" {refusal.period}, and this request may need more; {when}",
+        said,
         retry_after_s=retry_after_s,
     )
