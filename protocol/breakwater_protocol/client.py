@@ -859,7 +859,9 @@ class Client:
         headers = _option_headers(options)
         if self._key:
             headers[h.KEY] = _header_value(self._key, "key")
-        request = headers.setdefault(h.REQUEST_ID, f"req-{secrets.token_urlsafe(18)}")
+        request = headers.get(h.REQUEST_ID, "")
+        if not request:
+            request = headers[h.ASSIGNED_ID] = f"req-{secrets.token_urlsafe(18)}"
         self.subjects.cancel.at(request)  # an id that could not be cancelled is refused here
         streams = body is not None and "stream" in body
         first_message_s = self._stall_timeout_s if streams else self._answer_timeout_s

@@ -19,6 +19,9 @@ TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
 PRIORITY: Final = "breakwater-priority"
 LADDER: Final = "breakwater-ladder"
 REQUEST_ID: Final = "breakwater-request-id"
+"""A caller's own id: the same id twice runs once."""
+ASSIGNED_ID: Final = "breakwater-assigned-id"
+"""An id that an edge or a client library made up, so that it can be cancelled; it is never repeated."""
 KEY: Final = "breakwater-key"
 """The virtual key of a caller on NATS; over HTTP any header that SDKs send a key in."""
 
@@ -86,6 +89,7 @@ REQUEST_HEADERS: Final = frozenset(
         PRIORITY,
         LADDER,
         REQUEST_ID,
+        ASSIGNED_ID,
         KEY,
     }
 )

@@ -382,7 +382,7 @@ class Gateway:
             f"bw.v1.{api}.{tenant}",
             json.dumps({"model": "m", **body}).encode(),
             reply=inbox.subject,
-            headers={"breakwater-request-id": f"r{self._requests}", **(headers or {})},
+            headers={"breakwater-assigned-id": f"r{self._requests}", **(headers or {})},
         )
         return caller
 

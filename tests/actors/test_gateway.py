@@ -277,17 +277,6 @@ async def test_a_caller_who_leaves_stops_the_provider() -> None:
         assert not gateway.attempts[0].against_target
 
 
-async def test_an_id_in_flight_is_not_run_twice() -> None:
-    async with stage(config("a")) as gateway:
-        first = gateway.ask(headers={"breakwater-request-id": "same"})
-        call = await gateway.provider.next_call()
-        second = gateway.ask(headers={"breakwater-request-id": "same"})
-        assert (await second.error())["param"] == "breakwater-request-id"
-        call.reply(200, ANSWER)
-        assert (await first.reply()).data == ANSWER
-        assert gateway.provider.seen == ["a"]
-
-
 # Workers.
 
 

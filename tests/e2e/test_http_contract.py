@@ -291,19 +291,24 @@ def test_one_keep_alive_connection_serves_answers_errors_and_streams(gateway: Ga
         assert len(ports) == 1
 
 
-def test_a_repeated_id_in_flight_is_refused_not_run_twice(
+def test_a_repeated_id_runs_once_and_never_for_another_body(
     http: httpx.Client, simulator: Simulator
 ) -> None:
     simulator.script(lane="once", model="twin", tokens=40, tokens_per_s=40)
     asked = body("once/twin", stream=True)
-    with http.stream(
-        "POST", "/v1/chat/completions", json=asked, headers={"breakwater-request-id": "twin-1"}
-    ) as first:
+    named = {"breakwater-request-id": "twin-1"}
+    path = "/v1/chat/completions"
+    with http.stream("POST", path, json=asked, headers=named) as first:
         assert first.status_code == 200
-        second = http.post(
-            "/v1/chat/completions", json=asked, headers={"breakwater-request-id": "twin-1"}
-        )
-        assert second.status_code == 400
-        assert "id" in error_of(second)["message"]
+        refused = http.post(path, json=body("once/other"), headers=named)
+        assert refused.status_code == 400
+        assert "another body" in error_of(refused)["message"]
+        second = http.post(path, json=asked, headers=named)
         first.read()
-        assert "data: [DONE]" in first.text
+    third = http.post(path, json=asked, headers=named)
+    for answer in (first, second, third):
+        assert "data: [DONE]" in answer.text
+        assert answer.headers["breakwater-request-id"] == "twin-1"
+    assert second.headers["breakwater-cache"] == "coalesced"
+    assert third.headers["breakwater-cache"] == "hit"
+    assert len(simulator.requests(lane="once", model="twin")) == 1

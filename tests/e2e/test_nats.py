@@ -221,7 +221,7 @@ async def test_a_breakers_change_is_an_event_and_is_kept_for_newcomers(
         while (change := await next_change()).state != "open":
             pass
         assert change.target == "fragile"
-        assert change.evidence.consecutive >= 3 or change.cause == "probe_failed"
+        assert change.evidence.consecutive >= 3 or change.cause in {"probe_failed", "ramp_failed"}
         assert change.epoch > 0
         simulator.script(lane="fragile")
         while (change := await next_change()).state != "closed":

@@ -79,7 +79,7 @@ async def test_a_stream_yields_its_chunks_in_order_and_says_what_happened(
         2,
     )
     assert (info.cost_usd, info.overhead_ms, info.partial) == (0.0000125, 1.25, "")
-    assert info.request_id == request.headers["breakwater-request-id"] == stream.request_id
+    assert info.request_id == request.headers["breakwater-assigned-id"] == stream.request_id
     assert await gateway.cancels_so_far() == 0
 
 
@@ -148,7 +148,7 @@ async def test_a_missing_or_repeated_message_breaks_the_stream_and_cancels_it(
         await reading
     assert (broken.value.expected, broken.value.got) == (1, second)
     cancel = await gateway.next_cancel()
-    assert cancel.request == request.headers["breakwater-request-id"]
+    assert cancel.request == request.headers["breakwater-assigned-id"]
 
 
 async def test_a_stream_whose_beginning_was_lost_is_broken(
@@ -248,7 +248,7 @@ async def test_breaking_out_of_the_loop_cancels_the_request(
     request = await gateway.next_request()
     await request.chunk(0, "a")
     assert await reading == "a"
-    assert (await gateway.next_cancel()).request == request.headers["breakwater-request-id"]
+    assert (await gateway.next_cancel()).request == request.headers["breakwater-assigned-id"]
 
 
 async def test_cancelling_the_reader_cancels_the_request(
@@ -258,7 +258,7 @@ async def test_cancelling_the_reader_cancels_the_request(
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert (await gateway.next_cancel()).request == request.headers["breakwater-request-id"]
+    assert (await gateway.next_cancel()).request == request.headers["breakwater-assigned-id"]
 
 
 async def test_leaving_the_stream_s_block_cancels_the_request(
@@ -284,7 +284,7 @@ async def test_closing_the_client_cancels_what_is_in_flight_before_it_leaves(
     await client.aclose()
     with pytest.raises(ConnectionLost):
         await reading
-    assert (await gateway.next_cancel()).request == request.headers["breakwater-request-id"]
+    assert (await gateway.next_cancel()).request == request.headers["breakwater-assigned-id"]
     await client.aclose()
 
 
@@ -386,7 +386,7 @@ async def test_an_error_reply_is_an_exception_of_its_kind(
     assert (error.status, error.code, error.message) == (status, code, "try later")
     assert (error.type, error.retry_after_s, error.should_retry) == ("some_error", 3.0, True)
     assert error.info is not None
-    assert error.info.request_id == request.headers["breakwater-request-id"]
+    assert error.info.request_id == request.headers["breakwater-assigned-id"]
     assert await gateway.cancels_so_far() == 0
 
 

@@ -117,7 +117,7 @@ async def test_ctrl_c_in_a_chat_cancels_the_request(url: str, gateway: FakeGatew
     request = await gateway.next_request()
     process.send_signal(signal.SIGINT)
     assert await end(process) == (130, "", "")
-    assert (await gateway.next_cancel()).request == request.headers["breakwater-request-id"]
+    assert (await gateway.next_cancel()).request == request.headers["breakwater-assigned-id"]
 
 
 async def test_what_cannot_be_reached_is_named_with_the_mend(

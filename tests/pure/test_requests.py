@@ -124,6 +124,7 @@ def test_what_a_caller_asks_for_is_read() -> None:
     )
     assert got == Options(
         request_id="abc-1",
+        once=True,
         user="u",
         properties={"app": "web"},
         total_s=1.5,

@@ -106,6 +106,8 @@ class Key(Struct, frozen=True):
     tools: bool
     text: str
     """The last user turn, where it is text alone; else empty."""
+    once: bool = False
+    """Of a caller's request id, not of its question: only for that request sent again."""
 
     @property
     def sampled(self) -> bool:

@@ -260,7 +260,9 @@ class Edge(Actor):
         headers = http.bus_headers(request.headers, body, longest_s=self._longest_s)
         if caller.key:
             headers[h.KEY] = caller.key
-        request_id = headers.setdefault(h.REQUEST_ID, self.context.clock.new_id("req_"))
+        request_id = headers.get(h.REQUEST_ID, "")
+        if not request_id:
+            request_id = headers[h.ASSIGNED_ID] = self.context.clock.new_id("req_")
         if len(request_id) > ID_MAX:
             failure = f.InvalidRequest(f"{h.REQUEST_ID} may have {ID_MAX} characters at most")
             self._answer_error(responder, failure, api)

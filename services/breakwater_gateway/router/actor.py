@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 
 from breakwater_gateway.config.model import Config, Model
 from breakwater_gateway.identity.claims import Claims, held_against, opened, presented
+from breakwater_gateway.router import once
 from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.desks.cache import CacheDesk
@@ -129,6 +130,7 @@ class Router(Actor):
         )
         self._routing = Routing(context.config, self._targets.usage)
         self._keys = Keyring(context.log)
+        self._ids = once.Ids()
         self._health = HealthDesk(context, self._targets, self._tasks)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
@@ -343,11 +345,6 @@ class Router(Actor):
         refusal = self._shedding.refusal(options.priority, len(self._live))
         if refusal is not None:
             return refusal
-        if request_id in self._live:
-            return f.InvalidRequest(
-                "a request of this id is in flight: send each id once, or leave it out",
-                param=h.REQUEST_ID,
-            )
         asked = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
         if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
             return asked
@@ -360,6 +357,16 @@ class Router(Actor):
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
+        if options.once and not self._ids.stands_for(
+            (tenant, options.key, options.user), request_id, message.data, now
+        ):
+            return f.InvalidRequest(
+                "this request id stands for another body: give each request an id of its own",
+                param=h.REQUEST_ID,
+            )
+        if request_id in self._live:
+            self._turn += 1
+            request_id = f"{request_id}{once.MARK}{self._turn}"
         routed = self._routing.route(
             model,
             options=options,

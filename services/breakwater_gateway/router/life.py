@@ -7,6 +7,7 @@ from msgspec import Raw
 
 from breakwater_gateway.cache.key import Key
 from breakwater_gateway.config.model import Deployment, Model, RungKind
+from breakwater_gateway.router import once
 from breakwater_gateway.router.charges import Charge, Hold
 from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.flights import Flight
@@ -354,7 +355,7 @@ class Life:
     def facts(self, rung: str) -> dict[str, str]:
         """What the router's own answers say of the request."""
         facts = {
-            h.REQUEST_ID: self.request_id,
+            h.REQUEST_ID: once.shown(self.request_id),
             h.MODEL: self.asked.model.encode("ascii", "backslashreplace").decode("ascii")[:200],
             h.RUNG: rung,
             h.CACHE: self.verdict,

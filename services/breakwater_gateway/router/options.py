@@ -36,6 +36,8 @@ _DECIMAL: Final = re.compile(r"[0-9](?:\.[0-9]{1,9})?")
 
 class Options(Struct, frozen=True):
     request_id: str = ""
+    once: bool = False
+    """The id is the caller's own: the same one twice runs once."""
     user: str = ""
     org: str = ""
     feature: str = ""
@@ -96,8 +98,9 @@ def read_options(headers: Mapping[str, str]) -> Options | f.InvalidRequest:
 def _check(
     found: dict[str, str], properties: dict[str, str], traceparent: str
 ) -> Options | f.InvalidRequest:
-    request_id = found.get(h.REQUEST_ID, "")
-    if h.REQUEST_ID in found and not _ID.fullmatch(request_id):
+    once = h.REQUEST_ID in found
+    request_id = found.get(h.REQUEST_ID) or found.get(h.ASSIGNED_ID, "")
+    if (once or request_id) and not _ID.fullmatch(request_id):
         return _refuse(h.REQUEST_ID, "must have 1 to 128 characters of A-Z a-z 0-9 . _ : / + = @ -")
     times: dict[str, float] = {}
     for name in (h.TIMEOUT, h.TTFT_TIMEOUT):
@@ -136,6 +139,7 @@ def _check(
         return _refuse(h.CACHE_THRESHOLD, "must be a number from 0 to 1 such as 0.97")
     return Options(
         request_id=request_id,
+        once=once,
         user=found.get(h.USER, ""),
         org=found.get(h.ORG, ""),
         feature=found.get(h.FEATURE, ""),

@@ -18,6 +18,7 @@ from breakwater_gateway.cache.exact import Held
 from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
 from breakwater_gateway.cache.replay import CannotReplay
 from breakwater_gateway.config.model import CachePolicy, Config, Model
+from breakwater_gateway.router import once
 from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
@@ -110,8 +111,9 @@ class CacheDesk:
                 self._begin(life)
             return
         life.key = key
-        life.verdict = "miss"
-        if mode != "refresh":
+        if not key.once:
+            life.verdict = "miss"
+        if mode != "refresh" or key.once:
             held = self.kept.memory.get(key.digest, self._context.clock.wall())
             if held is not None and self._is_fresh(life, held):
                 self._serve(life, held, "hit")
@@ -120,7 +122,7 @@ class CacheDesk:
                 return
         if mode != "only":
             self._shared.lead(life, key.digest)
-        if mode == "refresh" or not self.kept.may_be_stored(key.digest):
+        if (mode == "refresh" and not key.once) or not self.kept.may_be_stored(key.digest):
             self._not_found(life)
         else:
             self._tasks.spawn(self._look_further(life, key))
@@ -232,6 +234,15 @@ class CacheDesk:
     # ------------------------------------------------------------ keys
 
     def _key(self, life: Life) -> Key | NotCached:
+        """Of the question, where its answer may be given again; else of the request's own id."""
+        key = self._key_of_question(life)
+        options = life.options
+        if options.once and not isinstance(key, Key) and options.cache != "only":
+            who = (life.tenant, options.key, options.user)
+            return once.key_of(who, once.shown(life.request_id), life.body)
+        return key
+
+    def _key_of_question(self, life: Life) -> Key | NotCached:
         policy = life.home.cache
         if life.options.cache == "off":
             return NotCached("off")
@@ -410,7 +421,7 @@ class CacheDesk:
             return "too_large"
         if flight.broken or flight.seam:
             return "partial"
-        if life.altered:
+        if life.altered and not key.once:
             return "degraded"
         form: Form = "lines" if life.stream else "body"
         lines = [line for said in flight.said for line in said.data.split(b"\n") if line]
@@ -418,7 +429,7 @@ class CacheDesk:
         if life.stream and life.api == "chat" and lines and entries.is_usage_line(lines[-1]):
             usage_line = lines.pop()
         payload = b"\n".join(lines) if life.stream else end.data
-        why = entries.unfit(life.api, form, payload)
+        why = "" if key.once else entries.unfit(life.api, form, payload)
         if why:
             return why
         clock = self._context.clock
@@ -426,6 +437,9 @@ class CacheDesk:
         if policy.semantic is not None and life.options.cache_ttl_s is None:
             fresh_s = max(fresh_s, policy.semantic.ttl_s)
         fresh_s *= 1 - JITTER * clock.draw()
+        stale_s = policy.stale_if_error_s
+        if key.once:
+            fresh_s, stale_s = once.KEPT_S, 0.0
         first = flight.said[0].headers
         return Entry(
             tenant=life.tenant,
@@ -437,7 +451,7 @@ class CacheDesk:
             payload=payload,
             stored_at=clock.wall(),
             fresh_s=fresh_s,
-            kept_s=fresh_s + policy.stale_if_error_s,
+            kept_s=fresh_s + stale_s,
             usage_line=usage_line,
             usage=reply.usage,
             cost_nano_usd=reply.cost_nano_usd,
