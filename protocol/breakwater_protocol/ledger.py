@@ -18,6 +18,8 @@ Scope = Literal["key", "user", "team", "feature", "org", "provider", "model", "g
 Unit = Literal["nano_usd", "tokens", "requests"]
 
 PARTITIONS: Final = 16
+LIMITS_BUCKET: Final = "bw_limits"
+"""Operators' limits that hold now, `p3.DIGEST` -> `OperatorLimit`: told by the ledger once its log has them."""
 MILLION: Final = 1_000_000
 """Soft thresholds are millionths of the hard limit."""
 AMOUNT_MAX: Final = 10**18
@@ -335,6 +337,15 @@ class SetLimit(Struct, frozen=True, omit_defaults=True, tag="set_limit", tag_fie
     hard: int | None
     by: str
     why: str = ""
+
+
+class OperatorLimit(Struct, frozen=True, omit_defaults=True):
+    """An operator's limit that holds, for routers: what no rule of theirs names they reserve nothing of."""
+
+    account: str
+    unit: Unit
+    period: str
+    hard: int
 
 
 class Release(Struct, frozen=True, omit_defaults=True, tag="release", tag_field="command"):

@@ -35,6 +35,7 @@ from breakwater_gateway.config.model import (
     Timeouts,
 )
 from breakwater_gateway.health.actor import Health
+from breakwater_gateway.ledger.actor import Ledger
 from breakwater_gateway.router.actor import Router
 from breakwater_gateway.runtime.actor import Actor, Context
 from breakwater_gateway.runtime.bus import Message
@@ -327,6 +328,8 @@ class Gateway:
                 case "cache":
                     assert self.embedder is not None
                     return Cache(context, embedder=self.embedder)
+                case "ledger":
+                    return Ledger(context, environment={})
                 case _:
                     return Health(context)
 

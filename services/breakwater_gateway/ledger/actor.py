@@ -21,6 +21,7 @@ from breakwater_gateway.ledger.agreed_time import DISAGREE_S, AgreedTime
 from breakwater_gateway.ledger.hooks import Hooks
 from breakwater_gateway.ledger.keeper import LEDGER_BUCKET
 from breakwater_gateway.ledger.lending import Reply
+from breakwater_gateway.ledger.published import Place, tell_limit, tell_limits
 from breakwater_gateway.ledger.writer import Asked, Writer
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import (
@@ -37,6 +38,7 @@ from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol.cloudevents import headers_for
 from breakwater_protocol.events import Alert, BudgetChanged
 from breakwater_protocol.ledger import (
+    LIMITS_BUCKET,
     PARTITIONS,
     LeaseAsk,
     Operate,
@@ -79,6 +81,7 @@ class Ledger(Actor):
         self.record_bytes_max = context.bus.max_message // 8
         self.event_log: EventLog
         self.store: Store
+        self._limits: Store
         self._time = AgreedTime()
         self._lease = LeaderLease(context.bus, context.clock, context.id, LEASE_KEY)
         self._leading = False
@@ -91,6 +94,9 @@ class Ledger(Actor):
         self._subscriptions: list[Subscription] = []
         self._unannounced: deque[tuple[int, BudgetChanged]] = deque()
         self._some_unannounced = asyncio.Event()
+        self._untold: dict[tuple[int, Place | None], None] = {}
+        """Operators' limits that routers have to hear of, by partition; None: all of it."""
+        self._some_untold = asyncio.Event()
         self._alerted: dict[tuple[str, str], float] = {}
         self._observed_at = 0.0
         self._audited_at = context.clock.now()
@@ -106,10 +112,12 @@ class Ledger(Actor):
         bus, subjects = self.context.bus, self.context.subjects
         self.event_log = await bus.event_log(LOG_NAME, subjects.ledger_log.any())
         self.store = await bus.store(LEDGER_BUCKET)
+        self._limits = await bus.store(LIMITS_BUCKET)
         await self._campaign()
         tasks.start_soon(self._lead)
         tasks.start_soon(self._tick)
         tasks.start_soon(self._announce)
+        tasks.start_soon(self._tell_limits)
         self._serves = True
 
     async def drain(self) -> None:
@@ -120,7 +128,7 @@ class Ledger(Actor):
             async with asyncio.timeout(DRAIN_S):
                 while not all(writer.settled for writer in self._writers):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-                while self._unannounced and self.leads():  # noqa: ASYNC110 - at the end of a life
+                while (self._unannounced or self._untold) and self.leads():  # noqa: ASYNC110 - at the end of a life
                     await asyncio.sleep(0.01)
                 self._follow("drained")
                 await self.tasks.join()
@@ -214,6 +222,10 @@ class Ledger(Actor):
             )
         except BusError as error:
             self.log.warning("ledger_alert_lost", kind=kind, error=repr(error))
+
+    def limited(self, partition: int, place: Place | None) -> None:
+        self._untold[partition, place] = None
+        self._some_untold.set()
 
     def lost(self, why: str) -> None:
         self._follow(why)
@@ -314,7 +326,9 @@ class Ledger(Actor):
         try:
             taken = 0
             for writer in self._writers:
-                taken += await writer.take_over()
+                if await writer.take_over():
+                    taken += 1
+                    self.limited(writer.number, None)
                 if not self.leads():
                     self._follow("the lead was lost while it was taken")
                     return
@@ -333,6 +347,7 @@ class Ledger(Actor):
         if self._leading:
             self._leading = False
             self._unannounced.clear()
+            self._untold.clear()
             self.log.warning("ledger_follows", why=why)
 
     # --- What it does by itself ---------------------------------------------------------------
@@ -399,6 +414,28 @@ class Ledger(Actor):
         fault = await writer.audit()
         if fault:
             self.alert("audit", fault)
+
+    async def _tell_limits(self) -> None:
+        while True:
+            await self._some_untold.wait()
+            self._some_untold.clear()
+            while self._untold and self.leads():
+                partition, place = told = next(iter(self._untold))
+                # Out before it is read: what changes meanwhile is told again.
+                del self._untold[told]
+                book = self._writers[partition].book
+                try:
+                    if place is None:
+                        await tell_limits(self._limits, partition, book)
+                    else:
+                        await tell_limit(self._limits, partition, book, place)
+                except BusClosed:
+                    raise
+                except (BusError, TimeoutError) as error:
+                    self.log.warning("operator_limit_waits", error=repr(error))
+                    if self.leads():
+                        self.limited(partition, place)
+                    await asyncio.sleep(ANNOUNCE_RETRY_S)
 
     async def _announce(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from breakwater_gateway.ledger.book import Book, LogBroken, units
 from breakwater_gateway.ledger.keeper import load_snapshot, read_head, save_snapshot
 from breakwater_gateway.ledger.lending import EXPIRES_S, RETRY_MS, Reply, Teller, with_seq
+from breakwater_gateway.ledger.published import Place
 from breakwater_gateway.ledger.reading import disagreements, read_books
 from breakwater_gateway.ledger.snapshot import BadSnapshot, encode_snapshot, state_hash
 from breakwater_gateway.runtime.bus import BusClosed, BusError, EventLog, Store, Stored
@@ -25,6 +26,7 @@ from breakwater_gateway.runtime.telemetry import Log
 from breakwater_protocol.events import BudgetChanged
 from breakwater_protocol.ledger import (
     Books,
+    Done,
     Granted,
     Lead,
     LeaseAsk,
@@ -33,6 +35,7 @@ from breakwater_protocol.ledger import (
     Query,
     Record,
     Reports,
+    SetLimit,
 )
 
 BATCH_MAX: Final = 512
@@ -77,6 +80,10 @@ class Shell(Protocol):
     def announce(self, partition: int, events: Sequence[BudgetChanged]) -> None: ...
     def unannounced(self, partition: int) -> bool: ...
     def alert(self, kind: str, message: str) -> None: ...
+    def limited(self, partition: int, place: Place) -> None:
+        """An operator's limit has changed, and the log has it."""
+        ...
+
     def lost(self, why: str) -> None:
         """Another writer has the log, or what is in it is not known: follow."""
         ...
@@ -424,9 +431,13 @@ class Writer:
                 self._shell.alert("audit", f"partition {self.number}: {fault}")
 
     def _note(self, asked: Asked, reply: Reply | None, now: float) -> None:
-        """Who is alive."""
+        """Who is alive, and what routers have to know."""
         message = asked.message
-        if isinstance(message, LeaseAsk):
+        if isinstance(message, Operate):
+            change = message.change
+            if isinstance(change, SetLimit) and isinstance(reply, Done):
+                self._shell.limited(self.number, (change.account, change.unit, change.period))
+        elif isinstance(message, LeaseAsk):
             if isinstance(reply, Granted) and reply.state == "open":
                 self._heard.setdefault(message.lease, now)
         elif isinstance(message, Reports):

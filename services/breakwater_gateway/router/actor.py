@@ -145,6 +145,7 @@ class Router(Actor):
         self._books.open()
         bus, subjects = self.context.bus, self.context.subjects
         await self._keys.start(bus)
+        await self._books.watch()
         await self._health.start()
         self._subscriptions = [
             await bus.subscribe(subjects.health.any(), self._health.on_event),

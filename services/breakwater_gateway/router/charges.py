@@ -10,9 +10,10 @@ from breakwater_gateway.ledger.limits import Limits, accounts_of, paths_of
 from breakwater_gateway.pricing.cost import ModelPrice
 from breakwater_gateway.pricing.estimate import Ask, Bound, cost_of
 from breakwater_gateway.router.leases import UNITS, Need, Path, Refusal, Reservation, Ticket
+from breakwater_gateway.router.operator_limits import OperatorLimits
 from breakwater_protocol import failures as f
 from breakwater_protocol.commands import Finished
-from breakwater_protocol.ledger import Account, Line, Scope, Unit, account_named
+from breakwater_protocol.ledger import Account, Limit, Line, Scope, Unit, account_named, partition
 
 RATE_S: Final = 60
 """Rates are counted in windows of a minute."""
@@ -84,9 +85,13 @@ class Tariffs:
     """Finds the tariff of a caller, remembered: equal paths are one path, with one set of leases.
 
     Rates have paths of their own: their leases end with each step of their window, many times a minute.
+    Over a rule's limit an operator's is the ledger's to keep; where no rule is, it makes a line of its own.
     """
 
-    def __init__(self, rules: Sequence[Rule], revision: int) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], revision: int, operators: OperatorLimits | None = None
+    ) -> None:
+        self._operators = OperatorLimits() if operators is None else operators
         self._limits = [
             Limits([rule for rule in rules if rule.is_rate is rate]) for rate in (False, True)
         ]
@@ -95,7 +100,15 @@ class Tariffs:
         self._paths: dict[tuple[Line, ...], Path] = {}
 
     def __bool__(self) -> bool:
-        return any(self._limits)
+        return any(self._limits) or bool(self._operators)
+
+    def renew(self, account: str) -> None:
+        """An operator changed its limits: what was lent before is not spent any more, but goes back."""
+        self._known.clear()
+        for lines in [
+            each for each in self._paths if any(line.account == account for line in each)
+        ]:
+            del self._paths[lines]
 
     def of(self, who: Who) -> Tariff:
         tariff = self._known.get(who)
@@ -116,12 +129,14 @@ class Tariffs:
         )
         paths = []
         actions = []
-        for limits in self._limits:
-            found = paths_of(accounts, limits, self._revision)
-            for partition, lines in sorted(found.items()):
+        groups = [paths_of(accounts, limits, self._revision) for limits in self._limits]
+        if self._operators:
+            self._add_operators(accounts, groups)
+        for limits, found in zip(self._limits, groups, strict=True):
+            for number, lines in sorted(found.items()):
                 path = self._paths.get(lines)
                 if path is None:
-                    path = self._paths[lines] = Path(partition, lines)
+                    path = self._paths[lines] = Path(number, lines)
                 paths.append(path)
             actions += [
                 (account.name, rule.unit, rule.action)
@@ -136,6 +151,25 @@ class Tariffs:
             frozenset((name, unit) for name, unit, action in actions if action == "clamp"),
             frozenset((name, unit) for name, unit, action in actions if action == "refuse"),
         )
+
+    def _add_operators(
+        self, accounts: Iterable[Account], groups: list[dict[int, tuple[Line, ...]]]
+    ) -> None:
+        """Lines for operators' limits that no rule has a line for."""
+        ruled = {
+            (line.account, line.unit, line.period)
+            for found in groups
+            for lines in found.values()
+            for line in lines
+        }
+        for account in accounts:
+            name = account.name
+            for (unit, period), hard in self._operators.of(name).items():
+                if (name, unit, period) not in ruled:
+                    # Revision 0: a rule that the configuration gets later is right, once this is taken back.
+                    line = Line(name, unit, period, Limit(hard, (), 0))
+                    number = partition(account)
+                    groups[0][number] = (*groups[0].get(number, ()), line)
 
 
 class Hold:

@@ -39,14 +39,15 @@ from breakwater_gateway.router.desks.journal import Journal
 from breakwater_gateway.router.holder import Breach, Decided, Holder, Say
 from breakwater_gateway.router.leases import Need, Refusal, Reservation, Ticket
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.operator_limits import OperatorLimits
 from breakwater_gateway.runtime.actor import Context
-from breakwater_gateway.runtime.bus import BusError, Inbox, Message
+from breakwater_gateway.runtime.bus import BusError, Entry, Inbox, Message, Watch
 from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Finished
 from breakwater_protocol.events import Alert
-from breakwater_protocol.ledger import LeaseReply, ReportReply, partition_token
+from breakwater_protocol.ledger import LIMITS_BUCKET, LeaseReply, ReportReply, partition_token
 
 PATIENCE_S: Final = 2.0
 """A request waits for calls in flight to settle no longer."""
@@ -90,6 +91,8 @@ class Books:
         incarnation = int(context.clock.wall() * 1000)
         self._holder = Holder(context.id, incarnation)
         self._journal = None if journals is None else Journal(journals, context.id, context.log)
+        self._operators = OperatorLimits()
+        self._limits_watch: Watch | None = None
         self._tariffs = Tariffs((), 0)
         self._rates: dict[str, dict[str, RateLimit]] = {}
         """Limits on concurrent requests, by scope and id."""
@@ -110,7 +113,7 @@ class Books:
     # ------------------------------------------------------------ life
 
     def configure(self, config: Config, revision: int) -> None:
-        self._tariffs = Tariffs(rules_of(config), revision)
+        self._tariffs = Tariffs(rules_of(config), revision, self._operators)
         self._rates = {}
         for limit in config.rate_limits:
             if limit.concurrent is not None:
@@ -123,6 +126,21 @@ class Books:
         """Before the first request."""
         if self._journal is not None and not self._journal.open():
             self._journal = None
+
+    async def watch(self) -> None:
+        """Operators' limits, all of them before the first request. Raises `BusError`."""
+        store = await self.context.bus.store(LIMITS_BUCKET)
+        self._limits_watch = await store.watch(self._see_limit)
+
+    def _see_limit(self, entry: Entry) -> None:
+        try:
+            account = self._operators.fold(entry.key, entry.value, entry.revision)
+        except msgspec.MsgspecError as error:
+            self.context.log.warning("bad_operator_limit", key=entry.key, error=str(error)[:200])
+            return
+        if account:
+            self._tariffs.renew(account)
+            self.active = bool(self._tariffs)
 
     async def run(self) -> None:
         """Reports about once a second, and leases of routers that died on this machine."""
@@ -142,6 +160,8 @@ class Books:
         if self._closed:
             return
         self._closed = True
+        if self._limits_watch is not None:
+            await self._limits_watch.close()
         late = self.context.clock.now() + LATE_S
         while self._open and self.context.clock.now() < late:  # noqa: ASYNC110 - told by many
             await asyncio.sleep(SOON_S)
