@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import count
 
 import pytest
 from tests.actors.stage import ANSWER, config, delta, stage
@@ -79,6 +80,25 @@ async def test_an_id_does_not_stand_for_another_body() -> None:
             caller = gateway.ask(temperature=0.5, **given)  # type: ignore[arg-type]
             (await gateway.provider.next_call()).reply(200, ANSWER)
             assert "Nats-Service-Error-Code" not in (await caller.reply()).headers
+
+
+async def test_an_id_stands_for_one_body_whichever_router_it_meets() -> None:
+    async with stage(config("a")) as gateway:
+        await gateway.add("router-2")
+        await asyncio.sleep(2)
+        turns = count()
+        gateway.hub.choose(lambda members: next(turns) % members)
+        first = gateway.ask(headers=MINE)
+        call = await gateway.provider.next_call()
+        error = await gateway.ask(headers=MINE, temperature=0.5).error()
+        assert (error["status"], error["code"]) == (400, "invalid_request")
+        call.reply(200, ANSWER)
+        await first.reply()
+        again = gateway.ask(headers=MINE)
+        await again.reply()
+        more = gateway.ask(headers=MINE)
+        await more.reply()
+        assert gateway.provider.seen == ["a"]
 
 
 async def test_an_id_whose_request_failed_runs_again() -> None:

@@ -12,7 +12,7 @@ from breakwater_gateway.pricing.tokens import (
     CONTEXT_MAX,
     DOCUMENT_LEAST,
     ELSEWHERE,
-    HIDDEN,
+    HIDDEN_OF_TOOLS,
     IMAGE,
     LINES_MAX,
     Estimator,
@@ -197,7 +197,7 @@ def test_a_tool_of_the_caller_s_own_is_no_open_end(tool: dict[str, object]) -> N
     size = measure(body({"type": "text", "text": "an image of a file"}, tools=[tool]))
     assert not size.open_ended
     assert size.tools
-    assert size.upper() == size.text_bytes + HIDDEN
+    assert size.upper() == size.text_bytes + HIDDEN_OF_TOOLS
 
 
 @given(

@@ -20,9 +20,11 @@ LINES_MAX: Final = 2_048
 CONTEXT_MAX: Final = 2_000_000
 """Of a model whose context window nobody has configured."""
 
-HIDDEN: Final = 2_048
-"""What providers add to any request: chat templates, prompts that explain tools and formats. A message's
-own 16 are within its JSON, which is longer."""
+HIDDEN: Final = 512
+"""What providers add to any request: chat templates, dates, a word on safety. A message's own 16 are within its
+JSON, which is longer."""
+HIDDEN_OF_TOOLS: Final = 2_048
+"""What they add to one with tools, a format or a mode of reasoning: prompts that explain those."""
 
 IMAGE: Final = 50_000
 """gpt-4o-mini counts 2,833 + 5,667 a tile of 512, at most eight after scaling; all others far less."""
@@ -92,6 +94,8 @@ class Size(Struct, frozen=True):
     tools: bool = False
     schema: bool = False
     """Tools and structured output, for which providers add prompts of their own."""
+    reasoning: bool = False
+    """A mode of reasoning is asked for, which brings prompts too."""
 
     def upper(self, context_window: int | None = None) -> int:
         """No provider counts more input than that, up to `context_window`, beyond which it refuses.
@@ -102,7 +106,9 @@ class Size(Struct, frozen=True):
         ceiling = context_window if context_window is not None else CONTEXT_MAX
         if self.open_ended:
             return ceiling
-        return min(self.text_bytes + self.media_tokens + HIDDEN, ceiling)
+        explained = self.tools or self.schema or self.reasoning
+        hidden = HIDDEN_OF_TOOLS if explained else HIDDEN
+        return min(self.text_bytes + self.media_tokens + hidden, ceiling)
 
 
 def measure(body: bytes) -> Size:
@@ -134,6 +140,7 @@ def measure(body: bytes) -> Size:
         ),
         tools=bool(tools),
         schema=_has_schema(found),
+        reasoning="reasoning" in found,
     )
 
 

@@ -22,6 +22,7 @@ from breakwater_gateway.router.desks.attempts import Attempts
 from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.desks.cache import CacheDesk
 from breakwater_gateway.router.desks.health import HealthDesk
+from breakwater_gateway.router.desks.ids import IdsDesk
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
 from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
@@ -116,6 +117,12 @@ class Router(Actor):
             gave_up=self._gave_up,
             failed=self._answer_failure,
         )
+        self._ids = IdsDesk(
+            context,
+            tasks=self._tasks,
+            begin=self._cache.look,
+            refuse=lambda life: self._answer_failure(life, once.another_body()),
+        )
         self._walk = Walk(
             context,
             config=lambda: self.config,
@@ -130,7 +137,6 @@ class Router(Actor):
         )
         self._routing = Routing(context.config, self._targets.usage)
         self._keys = Keyring(context.log)
-        self._ids = once.Ids()
         self._health = HealthDesk(context, self._targets, self._tasks)
         self._heard_worker = asyncio.Event()
         self._idle = asyncio.Event()
@@ -238,6 +244,7 @@ class Router(Actor):
             return
         self._targets.loads.fold(beat, self.context.clock.now())
         if beat.actor == self.kind:
+            self._ids.alone = self._ids.alone and beat.id == self.context.id
             self._cache.heard(beat)
             if self._books.rated:
                 self._books.heard_router(beat.id)
@@ -358,13 +365,9 @@ class Router(Actor):
         model = self.config.model(asked.model)
         if model is None:
             return self._unknown(asked.model)
-        if options.once and not self._ids.stands_for(
-            (tenant, options.key, options.user), request_id, message.data, now
-        ):
-            return f.InvalidRequest(
-                "this request id stands for another body: give each request an id of its own",
-                param=h.REQUEST_ID,
-            )
+        who = (tenant, options.key, options.user)
+        if options.once and not self._ids.ids.stands_for(who, request_id, message.data, now):
+            return once.another_body()
         if request_id in self._live:
             self._turn += 1
             request_id = f"{request_id}{once.MARK}{self._turn}"
@@ -416,7 +419,7 @@ class Router(Actor):
         self._live[life.request_id] = life
         self._inflight.set(len(self._live))
         self._idle.clear()
-        self._cache.look(life)
+        self._ids.begin(life)
 
     def _find(self, life: Life, name: str) -> Model | None:
         model = self.config.model(name)

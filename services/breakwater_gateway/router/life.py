@@ -218,6 +218,11 @@ class Life:
         return "" if self.call is None else self.call.step.candidate.deployment
 
     @property
+    def who(self) -> once.Who:
+        """Whose request id it is."""
+        return self.tenant, self.options.key, self.options.user
+
+    @property
     def rank(self) -> Rank:
         return RANKS[self.options.priority]
 

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from typing import Final
 
 from breakwater_gateway.cache.key import Key
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
 
 KEPT_S: Final = 600.0
 """How long an id stands for its body, and its answer is kept."""
@@ -28,7 +30,7 @@ class Ids:
 
     def stands_for(self, who: Who, id_: str, body: bytes, now: float) -> bool:
         """False when the id stands for another body already; else it stands for this one from now on."""
-        place, digest = (who, id_), _digest(body)
+        place, digest = (who, id_), digest_of(body)
         known = self._bodies.get(place)
         if known is not None and now < known[1] and known[0] != digest:
             return False
@@ -42,13 +44,17 @@ class Ids:
 def key_of(who: Who, id_: str, body: bytes) -> Key:
     """Under which the answer to this id is shared and kept. The body is in it: whatever is remembered or
     forgotten elsewhere, no answer to another body is ever given."""
-    of = hashlib.blake2b(b"bw-once", digest_size=32)
-    for part in (*who, id_):
-        raw = part.encode("utf-8", "surrogatepass")
-        of.update(len(raw).to_bytes(4, "big") + raw)
+    of = hashlib.blake2b(place_of(who, id_).encode(), digest_size=32)
     of.update(body)
     digest = of.hexdigest()
     return Key(digest=digest, partition=digest, temperature=0.0, tools=True, text="", once=True)
+
+
+def another_body() -> f.InvalidRequest:
+    return f.InvalidRequest(
+        "this request id stands for another body: give each request an id of its own",
+        param=h.REQUEST_ID,
+    )
 
 
 def shown(request_id: str) -> str:
@@ -56,5 +62,14 @@ def shown(request_id: str) -> str:
     return request_id.partition(MARK)[0]
 
 
-def _digest(body: bytes) -> bytes:
+def place_of(who: Who, id_: str) -> str:
+    """64 hexadecimal digits for an id of somebody."""
+    of = hashlib.blake2b(b"bw-once", digest_size=32)
+    for part in (*who, id_):
+        raw = part.encode("utf-8", "surrogatepass")
+        of.update(len(raw).to_bytes(4, "big") + raw)
+    return of.hexdigest()
+
+
+def digest_of(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).digest()

@@ -238,8 +238,7 @@ class CacheDesk:
         key = self._key_of_question(life)
         options = life.options
         if options.once and not isinstance(key, Key) and options.cache != "only":
-            who = (life.tenant, options.key, options.user)
-            return once.key_of(who, once.shown(life.request_id), life.body)
+            return once.key_of(life.who, once.shown(life.request_id), life.body)
         return key
 
     def _key_of_question(self, life: Life) -> Key | NotCached:
