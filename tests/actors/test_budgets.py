@@ -48,7 +48,7 @@ async def lent(settings: Config) -> AsyncIterator[tuple[Gateway, Lender]]:
 
 
 def ask(gateway: Gateway, **body: object) -> Caller:
-    body.setdefault("max_tokens", 100)
+    body.setdefault("max_tokens", 1_636)
     return gateway.ask(api="chat", tenant="t", headers=USER, **body)
 
 
@@ -128,7 +128,7 @@ async def test_a_number_of_tokens_is_written_into_a_body_that_allows_none() -> N
 
 
 async def test_clamping_lowers_max_tokens_to_what_is_left_and_says_so() -> None:
-    budgets = (tokens(3_000, action="clamp"),)
+    budgets = (tokens(1_464, action="clamp"),)
     async with lent(replace(config("a"), budgets=budgets)) as (gateway, _):
         caller = ask(gateway, max_tokens=5_000)
         call = await gateway.provider.next_call()
