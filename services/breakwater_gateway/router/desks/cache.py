@@ -4,7 +4,6 @@ Most requests leave at once: either nothing of theirs may be kept, or memory has
 is looked for further, and then for a few milliseconds at most.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -12,18 +11,18 @@ from typing import Final
 import msgspec
 
 from breakwater_gateway.cache import entry as entries
-from breakwater_gateway.cache.decision import TEMPERATURE_MAX
 from breakwater_gateway.cache.entry import Entry, Form
 from breakwater_gateway.cache.exact import Held
-from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
+from breakwater_gateway.cache.key import Key, NotCached
 from breakwater_gateway.cache.replay import CannotReplay
-from breakwater_gateway.config.model import CachePolicy, Config, Model
+from breakwater_gateway.config.model import Config
 from breakwater_gateway.router import once
 from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
 from breakwater_gateway.router.desks.meaning import Meaning, ineligible
 from breakwater_gateway.router.desks.shared import Shared
+from breakwater_gateway.router.eligible import Eligible
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
 from breakwater_gateway.router.life import Life
@@ -35,7 +34,6 @@ from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.cache import ANSWER_MAX, Hit, Lookup, Miss, Store
-from breakwater_protocol.chat import ChatRequest, EmbeddingsRequest
 from breakwater_protocol.commands import Cancel, Finished
 from breakwater_protocol.events import Heartbeat
 
@@ -43,7 +41,6 @@ JITTER: Final = 0.1
 """Answers kept at the same moment do not end at the same moment; none is kept longer than was promised."""
 AFTERWARDS_S: Final = 0.001
 """After a hit, before its request is closed: the bus sends what it was given a few turns of the loop later."""
-HEADS_MAX: Final = 4_096
 EXACT_ID: Final = "e"
 """First letter of `breakwater-cache-id` where the request was the same to the byte; its key follows."""
 
@@ -70,10 +67,7 @@ class CacheDesk:
         self._begin = begin
         self.kept = Kept(context, tasks=tasks)
         self.care = Care(context, self.kept, tasks=tasks)
-        self._keys = Keys()
-        self._heads: dict[tuple[str, ...], bytes] = {}
-        self._aliases: dict[int, tuple[Model, str]] = {}
-        """By identity: a model's deployments may be narrowed for a request."""
+        self.eligible = Eligible()
         self._counters: dict[tuple[str, str], Counter] = {}
         self._saved: dict[str, Counter] = {}
         self._meaning = Meaning(context)
@@ -90,8 +84,7 @@ class CacheDesk:
 
     def on_config(self, config: Config) -> None:
         before, self._config = self._config, config
-        self._aliases.clear()
-        self._heads.clear()
+        self.eligible.forget()
         self.kept.on_limits(before.limits, config.limits)
 
     # ------------------------------------------------------------ before a provider is called
@@ -242,75 +235,15 @@ class CacheDesk:
         return key
 
     def _key_of_question(self, life: Life) -> Key | NotCached:
-        policy = life.home.cache
-        if life.options.cache == "off":
-            return NotCached("off")
-        if not policy.exact_s and policy.semantic is None:
-            return NotCached("not_configured")
-        # Whoever matches by meaning accepts that an answer is one of many.
-        may_be_sampled = policy.sampled or policy.semantic is not None
-        if not may_be_sampled and _is_sampled(life):
-            return NotCached("sampled")
-        scope = self._scope(life, policy)
-        if not scope:
-            return NotCached(f"no_{policy.scope}")
-        key = self._keys.of(self._head(life, scope), life.body, api=life.api)
-        if isinstance(key, Key) and key.sampled and not policy.sampled:
-            hot = key.temperature is not None and key.temperature > TEMPERATURE_MAX
-            if policy.semantic is None or hot:
-                return NotCached("sampled")
-        return key
-
-    def _scope(self, life: Life, policy: CachePolicy) -> str:
-        """Empty when the request does not say whose it is."""
-        match policy.scope:
-            case "tenant":
-                return "tenant"
-            case "user":
-                asked = life.asked
-                in_body = asked.user if isinstance(asked, ChatRequest | EmbeddingsRequest) else ""
-                user = life.options.user or in_body
-                return f"user:{user}" if user else ""
-            case "key":
-                return f"key:{life.options.key}" if life.options.key else ""
-
-    def _head(self, life: Life, scope: str) -> bytes:
-        points_to = self._points_to(life.home)
-        place: tuple[str, ...] = (
-            *(life.tenant, scope, life.api, points_to),
-            *(life.asked.model, life.options.cache_namespace),
+        return self.eligible.key(
+            tenant=life.tenant,
+            api=life.api,
+            model=life.home,
+            asked=life.asked,
+            body=life.body,
+            options=life.options,
+            native=life.native_headers,
         )
-        if life.native_headers:
-            place = (*place, *(f"{k}:{v}" for k, v in sorted(life.native_headers.items())))
-        found = self._heads.get(place)
-        if found is None:
-            if len(self._heads) >= HEADS_MAX:
-                self._heads.clear()
-            found = self._heads[place] = head_of(
-                tenant=life.tenant,
-                scope=scope,
-                api=life.api,
-                model=life.asked.model,
-                points_to=points_to,
-                namespace=life.options.cache_namespace,
-                native=life.native_headers,
-            )
-        return found
-
-    def _points_to(self, model: Model) -> str:
-        """The alias's own revision: another deployment behind the name makes other answers. A change to
-        another model leaves this one's answers alone."""
-        known = self._aliases.get(id(model))
-        if known is None:
-            if len(self._aliases) >= HEADS_MAX:
-                self._aliases.clear()
-            what = [
-                (d.provider, d.model, d.wire, d.base_url, [(k, str(v)) for k, v in d.params])
-                for d in model.deployments
-            ]
-            digest = hashlib.blake2b(msgspec.json.encode(what), digest_size=16).hexdigest()
-            known = self._aliases[id(model)] = (model, digest)
-        return known[1]
 
     def _is_fresh(self, life: Life, held: Held) -> bool:
         wall = self._context.clock.wall()
@@ -553,18 +486,6 @@ class CacheDesk:
                 "breakwater_cost_saved_usd_total", by=by
             )
         counter.add(nano / 1e9)
-
-
-def _is_sampled(life: Life) -> bool:
-    """Without reading the whole body: it does not ask for temperature 0."""
-    asked = life.asked
-    match asked:
-        case ChatRequest():
-            return asked.temperature is None or asked.temperature > 0
-        case EmbeddingsRequest():
-            return False
-        case _:
-            return b'"temperature"' not in life.body
 
 
 def _nothing_kept(reason: str) -> f.NotCached:
