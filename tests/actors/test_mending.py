@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.actors.lender import Lender
 from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, stage
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config.model import (
+    Budget,
     Config,
     Model,
     OnContentFilter,
@@ -152,22 +154,70 @@ async def test_without_its_summary_the_prompt_is_only_truncated() -> None:
         assert [t["role"] for t in last["messages"]] == ["system", "user"]
 
 
-async def test_a_caller_who_leaves_while_the_summary_is_made_is_asked_nothing_more() -> None:
+@pytest.mark.parametrize("answering", [False, True], ids=["nothing yet", "half an answer"])
+async def test_a_caller_who_leaves_while_the_summary_is_made_ends_that_call_too(
+    answering: bool,
+) -> None:
     async with stage(mending(OnContextLength("summarize", "other"))) as gateway:
         caller = gateway.ask(messages=TURNS)
         await told(gateway, (400, TOO_LONG))
         summary = await gateway.provider.next_call()
+        if answering:
+            summary.start(200)
+            summary.send(ANSWER[:9])
+            await asyncio.sleep(0.1)
         subject = SUBJECTS.cancel
         gateway.bus.publish(subject.at("r1"), subject.encode(Cancel("r1")))
-        await asyncio.sleep(0.1)
-        summary.reply(200, ANSWER)
+        async with asyncio.timeout(0.1):
+            await (summary.answer.closed if answering else summary.aborted).wait()
         await asyncio.sleep(5)
         assert gateway.provider.seen == ["a", "c"]
         assert not caller.all
         assert {e.request: e.outcome for e in gateway.requests} == {
             "r1": "cancelled",
-            "r1.summary": "ok",
+            "r1.summary": "cancelled",
         }
+        # What the provider did until then is told once, and nothing is under way any more.
+        assert [(e.request, e.outcome) for e in gateway.attempts] == [
+            ("r1", "context_length"),
+            ("r1.summary", "cancelled"),
+        ]
+
+
+async def test_a_summary_that_waits_for_its_turn_is_not_begun_for_a_caller_who_left() -> None:
+    async with stage(mending(OnContextLength("summarize", "other"))) as gateway:
+        first = gateway.ask(model="other")
+        (await gateway.provider.next_call()).reply(429, retry_after="3")
+        await asyncio.sleep(0.1)
+        gateway.ask(messages=TURNS)
+        await told(gateway, (400, TOO_LONG))
+        await asyncio.sleep(0.1)
+        subject = SUBJECTS.cancel
+        gateway.bus.publish(subject.at("r2"), subject.encode(Cancel("r2")))
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        await first.reply()
+        await asyncio.sleep(30)
+        assert gateway.provider.seen == ["c", "a", "c"]
+        assert {e.request: e.outcome for e in gateway.requests} == {
+            "r1": "ok",
+            "r2": "cancelled",
+            "r2.summary": "cancelled",
+        }
+
+
+async def test_what_an_unwanted_summary_held_of_a_budget_is_given_back() -> None:
+    settings = mending(OnContextLength("summarize", "other"))
+    budgets = (Budget("user", "*", "tokens", 10**6, "day"),)
+    async with stage(replace(settings, budgets=budgets)) as gateway:
+        lender = Lender(gateway.bus)
+        await lender.listen()
+        gateway.ask(messages=TURNS, headers={"breakwater-user": "ann"})
+        await told(gateway, (400, TOO_LONG))
+        await gateway.provider.next_call()
+        subject = SUBJECTS.cancel
+        gateway.bus.publish(subject.at("r1"), subject.encode(Cancel("r1")))
+        await asyncio.sleep(8)
+        assert lender.held() == 0
 
 
 async def test_what_one_provider_filters_the_next_may_answer() -> None:

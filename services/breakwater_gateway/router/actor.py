@@ -476,6 +476,7 @@ class Router(Actor):
         self._attempts.leave(life)
         if self._live.pop(life.request_id, None) is None:
             return
+        self._mending.ended(life)
         self._inflight.set(len(self._live))
         self._shedding.ended(self.context.clock.now())
         if not self._live:

@@ -19,10 +19,11 @@ from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.reask import reask
 from breakwater_gateway.router.shorten import Shortened, shorten, summary_request, with_summary
 from breakwater_gateway.runtime.actor import Context
-from breakwater_gateway.runtime.bus import Inbox, Message
+from breakwater_gateway.runtime.bus import BusError, Inbox, Message
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import ChatRequest
+from breakwater_protocol.commands import Cancel
 
 ASIDE: Final = ".summary"
 """What is added to a request's id for the call that sums up its turns."""
@@ -63,6 +64,19 @@ class Mending:
         self._begin = begin
         self._inboxes: dict[str, Inbox] = {}
         """By request: where its summary is heard. Every request of ours is answered once, as everybody's."""
+
+    def ended(self, life: Life) -> None:
+        """The request is over: nobody waits for its summary any more, whoever holds the call for it."""
+        inbox = self._inboxes.pop(life.request_id, None)
+        if inbox is None:
+            return
+        inbox.close()
+        # As any caller who leaves: on the bus, for the worker, and for the router where no call is out yet.
+        cancel, subject = Cancel(life.request_id + ASIDE), self._context.subjects.cancel
+        try:
+            self._context.bus.publish(subject.at(cancel.request), subject.encode(cancel))
+        except BusError as error:
+            self._context.log.warning("not_sent", request=cancel.request, error=repr(error))
 
     def mend(self, life: Life, failure: f.Failure) -> bool:
         """True: the request was changed and goes on. Never twice without a call in between."""
