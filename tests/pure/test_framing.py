@@ -30,12 +30,50 @@ def test_their_whole_end_is_a_comment_and_their_broken_one_an_error_event(api: s
 
 @pytest.mark.parametrize("api", ["chat", "messages", "responses"])
 def test_a_seam_is_a_comment_that_names_who_goes_on(api: str) -> None:
-    assert framing(api).seam("other") == b": breakwater-seam=other\n\n"
+    got = framing(api).events(b'{"n":1}', "other")
+    assert got == b': breakwater-seam=other\n\ndata: {"n":1}\n\n'
+
+
+SEAMS = [
+    (b'{"a":1}', [{"breakwaterSeam": "other", "a": 1}]),
+    (b'{"a":1}\n{"a":2}', [{"breakwaterSeam": "other", "a": 1}, {"a": 2}]),
+    (b"{}", [{"breakwaterSeam": "other"}]),
+    (b'{ "a":{} }', [{"breakwaterSeam": "other", "a": {}}]),
+]
+
+
+@pytest.mark.parametrize(("data", "objects"), SEAMS)
+def test_googles_clients_read_every_line_so_their_seam_is_a_field_of_the_object_behind_it(
+    data: bytes, objects: list[dict[str, object]]
+) -> None:
+    events = framing("generate").events(data, "other").decode().split("\n\n")
+    assert [json.loads(event.removeprefix("data: ")) for event in events if event] == objects
+    array = framing("generate", sse=False)
+    assert json.loads(array.events(data, "other") + array.end(OK)) == objects
+
+
+@pytest.mark.parametrize("name", ['a"b', "é", "a\nb"])
+def test_a_seam_of_any_name_stays_one_json_object(name: str) -> None:
+    event = framing("generate").events(b'{"a":1}', name)
+    assert event.count(b"\n") == 2
+    assert json.loads(event.removeprefix(b"data: "))["breakwaterSeam"] == name
 
 
 @pytest.mark.parametrize("sse", [True, False])
-def test_googles_clients_read_every_line_so_their_stream_has_none(sse: bool) -> None:
-    assert framing("generate", sse=sse).seam("other") == b""
+def test_a_broken_gemini_stream_says_why_and_what_it_cost_in_its_error(sse: bool) -> None:
+    stream = framing("generate", sse=sse)
+    totals = {"breakwater-cost-usd": "0.01", "breakwater-seq": "7", "nats-status": "x"}
+    text = stream.events(b'{"a":1}') + stream.end({**CUT, **totals})
+    last = json.loads(text)[-1] if not sse else json.loads(text.split(b"data: ")[-1])
+    assert last["error"]["status"] == "DEADLINE_EXCEEDED"
+    assert last["error"]["details"] == [
+        {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "IDLE_TIMEOUT",
+            "domain": "breakwater",
+            "metadata": {"breakwater-partial": "idle_timeout", "breakwater-cost-usd": "0.01"},
+        }
+    ]
 
 
 def test_gemini_streams_as_events_or_as_one_array() -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from breakwater_gateway.edge.framing import framing
 from breakwater_gateway.worker.wire import gemini
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_protocol import failures as f
@@ -54,6 +55,8 @@ class Gateway(HTTPServer):
         self.asked: list[n.Request] = []
         self.embedded: list[n.Embeddings] = []
         self.broken = False
+        self.cut: dict[str, str] = {}
+        """How the stream's end is told on the bus; it is gone on with before that, and framed as the edge does."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,6 +98,11 @@ class Handler(BaseHTTPRequestHandler):
             chunks = [chunk for event in events for chunk in encoder.feed([event])]
             assert method.sse
             framed = b"".join(b"data: " + chunk + b"\r\n\r\n" for chunk in chunks)
+            if self.server.cut:
+                frames = framing("generate")
+                framed = frames.events(chunks[0])
+                framed += b"".join(frames.events(chunk, "other") for chunk in chunks[1:-1])
+                framed += frames.end(self.server.cut)
             self._reply(framed, kind="text/event-stream")
 
     def _reply(self, body: bytes, status: int = 200, kind: str = "application/json") -> None:
@@ -194,6 +202,21 @@ def test_the_client_raises_for_a_stream_that_breaks(client: Client, gateway: Gat
     with pytest.raises(errors.ServerError) as raised:
         list(chunks)
     assert (raised.value.code, raised.value.status) == (503, "UNAVAILABLE")
+
+
+def test_the_client_reads_over_a_seam_and_hears_why_a_stream_is_partial(
+    client: Client, gateway: Gateway
+) -> None:
+    errors = pytest.importorskip("google.genai.errors")
+    gateway.cut = {"breakwater-end": "partial", "breakwater-partial": "idle_timeout"}
+    chunks = client.models.generate_content_stream(model="fast", contents="Weather?")
+    heard: list[Any] = []
+    with pytest.raises(errors.ServerError) as raised:
+        heard.extend(chunks)
+    parts = [part for chunk in heard for part in chunk.candidates[0].content.parts]
+    assert "".join(part.text for part in parts if part.text and not part.thought) == "It is 15 °C."
+    (info,) = raised.value.details["error"]["details"]
+    assert info["metadata"] == {"breakwater-partial": "idle_timeout"}
 
 
 def test_the_client_raises_the_error_it_is_told(client: Client) -> None:

@@ -406,9 +406,7 @@ class Edge(Actor):
                 return
             call.next_seq += 1
         if message.data:
-            if seam:
-                responder.write(call.framing.seam(seam))
-            responder.write(call.framing.events(message.data))
+            responder.write(call.framing.events(message.data, seam))
         if h.END in headers:
             responder.write(call.framing.end(headers))
             responder.end()

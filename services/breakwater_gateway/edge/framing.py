@@ -5,9 +5,15 @@
 | `chat` | `data: …` | comment | totals as a comment, `data: [DONE]` | comment, `data: {"error":…}` |
 | `messages` | `event: <type>` and `data: …` | comment | comment | comment, `event: error` |
 | `responses` | `event: <type>` and `data: …` | comment | comment | comment, `event: error` |
-| `generate` | `data: …`, or elements of one JSON array | nothing | nothing, or `]` | an error object, then `]` |
+| `generate` | `data: …`, or elements of one JSON array | field `breakwaterSeam` | nothing, or `]` | an error object, then `]` |
 
-Sources: OpenAI API reference, "Streaming"; Anthropic, "Streaming messages"; Gemini API, `alt=sse`. Pure.
+Google's SDK reads every line as JSON, comments too. So Gemini's streams say within their objects what others
+say in comments: the seam in the first object after it, and the totals of a broken stream as `ErrorInfo` in
+its error, with `breakwater-partial` among them. Clients of protobuf's JSON pass over fields that they do not
+know. The totals of a whole stream have no place there and stay on the bus.
+
+Sources: OpenAI API reference, "Streaming"; Anthropic, "Streaming messages"; Gemini API, `alt=sse`; AIP-193;
+protobuf guide, "ProtoJSON Format". Pure.
 """
 
 import re
@@ -24,15 +30,16 @@ from breakwater_protocol import headers as h
 _TYPE: Final = re.compile(rb'"type"\s*:\s*"([A-Za-z0-9_.]{1,100})"')
 
 
+SEAM: Final = b"breakwaterSeam"
+"""Of a Gemini stream: in the first object of whoever goes on, the id of its deployment."""
+
+
 class Framing(Protocol):
     content_type: str
 
-    def events(self, data: bytes) -> bytes:
-        """The lines of one message."""
-        ...
-
-    def seam(self, deployment: str) -> bytes:
-        """Before the first event of a deployment that goes on where another broke off."""
+    def events(self, data: bytes, seam: str = "") -> bytes:
+        """The lines of one message. `seam`: the deployment that from here on goes on where another broke
+        off."""
         ...
 
     def end(self, bus: Mapping[str, str]) -> bytes:
@@ -43,11 +50,8 @@ class Framing(Protocol):
 class ChatEvents:
     content_type = "text/event-stream; charset=utf-8"
 
-    def events(self, data: bytes) -> bytes:
-        return openai.sse_events(data)
-
-    def seam(self, deployment: str) -> bytes:
-        return openai.sse_seam(deployment)
+    def events(self, data: bytes, seam: str = "") -> bytes:
+        return _comment(seam) + openai.sse_events(data)
 
     def end(self, bus: Mapping[str, str]) -> bytes:
         return openai.sse_end(bus)
@@ -61,11 +65,8 @@ class NamedEvents:
     def __init__(self, api: str) -> None:
         self._api = api
 
-    def events(self, data: bytes) -> bytes:
-        return b"".join(_named(line) for line in data.split(b"\n"))
-
-    def seam(self, deployment: str) -> bytes:
-        return openai.sse_seam(deployment)
+    def events(self, data: bytes, seam: str = "") -> bytes:
+        return _comment(seam) + b"".join(_named(line) for line in data.split(b"\n"))
 
     def end(self, bus: Mapping[str, str]) -> bytes:
         comment = openai.sse_totals(bus)
@@ -86,6 +87,10 @@ class NamedEvents:
         return comment + b"event: error\ndata: " + body + b"\n\n"
 
 
+def _comment(seam: str) -> bytes:
+    return openai.sse_seam(seam) if seam else b""
+
+
 def _named(line: bytes) -> bytes:
     # The first `type` of an event object is its own: both APIs write it first.
     match = _TYPE.search(line)
@@ -97,19 +102,11 @@ def _named(line: bytes) -> bytes:
 class GeminiEvents:
     content_type = "text/event-stream"
 
-    def events(self, data: bytes) -> bytes:
-        return openai.sse_events(data)
-
-    def seam(self, deployment: str) -> bytes:
-        del deployment  # for the same reason as the totals
-        return b""
+    def events(self, data: bytes, seam: str = "") -> bytes:
+        return openai.sse_events(_seamed(data, seam) if seam else data)
 
     def end(self, bus: Mapping[str, str]) -> bytes:
-        # Google's SDK reads every line as JSON, comments too: the totals stay on the bus.
-        if bus.get(h.END) == "ok":
-            return b""
-        failure = openai.cut_failure(bus.get(h.PARTIAL, ""))
-        return b"data: " + error_body(failure, "generate") + b"\n\n"
+        return b"" if bus.get(h.END) == "ok" else b"data: " + _broken(bus) + b"\n\n"
 
 
 class GeminiArray:
@@ -120,21 +117,35 @@ class GeminiArray:
     def __init__(self) -> None:
         self._open = False
 
-    def events(self, data: bytes) -> bytes:
+    def events(self, data: bytes, seam: str = "") -> bytes:
         first = b"," if self._open else b"["
         self._open = True
+        if seam:
+            data = _seamed(data, seam)
         return first + data.replace(b"\n", b",\r\n") + b"\r\n"
 
-    def seam(self, deployment: str) -> bytes:
-        del deployment  # an array of answers has no place for it
-        return b""
-
     def end(self, bus: Mapping[str, str]) -> bytes:
-        closing = b"]" if self._open else b"[]"
         if bus.get(h.END) == "ok":
-            return closing
-        failure = openai.cut_failure(bus.get(h.PARTIAL, ""))
-        return self.events(error_body(failure, "generate")) + b"]"
+            return b"]" if self._open else b"[]"
+        return self.events(_broken(bus)) + b"]"
+
+
+def _seamed(data: bytes, deployment: str) -> bytes:
+    """The objects of one message, the first with the seam as a field of its own."""
+    first, end, rest = data.partition(b"\n")
+    if not first.startswith(b"{"):
+        return data
+    fields = first[1:].lstrip()
+    comma = b"" if fields == b"}" else b","
+    return b'{"%b":%b%b%b%b%b' % (SEAM, msgspec.json.encode(deployment), comma, fields, end, rest)
+
+
+def _broken(bus: Mapping[str, str]) -> bytes:
+    """The error object that ends a broken stream."""
+    reason = bus.get(h.PARTIAL, "")
+    return error_body(
+        openai.cut_failure(reason), "generate", reason=reason, facts=dict(openai.totals(bus))
+    )
 
 
 def framing(api: str, *, sse: bool = True) -> Framing:

@@ -125,12 +125,17 @@ def sse_end(bus: Mapping[str, str]) -> bytes:
 
 def sse_totals(bus: Mapping[str, str]) -> bytes:
     """A comment line: clients skip it, people and tools can read it."""
-    totals = " ".join(
-        f"{name}={value}"
+    said = " ".join(f"{name}={value}" for name, value in totals(bus))
+    return f": {said}\n\n".encode()
+
+
+def totals(bus: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What the last message of a stream says of it, and is no part of the protocol between actors."""
+    return [
+        (name, value)
         for name, value in bus.items()
         if name.startswith(_OURS) and name not in _FRAMING
-    )
-    return f": {totals}\n\n".encode()
+    ]
 
 
 def sse_seam(deployment: str) -> bytes:

@@ -48,15 +48,27 @@ class _AnthropicBody(Struct, frozen=True, tag_field="type", tag="error"):
     request_id: str | None = None
 
 
-class _GoogleError(Struct, frozen=True):
+class _GoogleInfo(Struct, frozen=True):
+    """`google.rpc.ErrorInfo`: the reason in a machine's words, and facts."""
+
+    reason: str
+    domain: str
+    metadata: Mapping[str, str]
+    type: str = msgspec.field(name="@type", default="type.googleapis.com/google.rpc.ErrorInfo")
+
+
+class _GoogleError(Struct, frozen=True, omit_defaults=True):
     code: int
     message: str
     status: str
+    details: tuple[_GoogleInfo, ...] = ()
 
 
 class _GoogleBody(Struct, frozen=True):
     error: _GoogleError
 
+
+_DOMAIN: Final = "breakwater"
 
 # Anthropic API, "Errors"; Google API design guide, "Error model".
 _ANTHROPIC_TYPES: Final = {
@@ -81,8 +93,16 @@ _GOOGLE_STATUS: Final = {
 }
 
 
-def error_body(failure: f.Failure, api: str = "chat", request_id: str = "") -> bytes:
-    """The error object of the caller's dialect."""
+def error_body(
+    failure: f.Failure,
+    api: str = "chat",
+    request_id: str = "",
+    *,
+    reason: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> bytes:
+    """The error object of the caller's dialect. `reason` and `facts`: for `generate`, whose errors have a
+    place for them."""
     spec = f.spec(failure)
     message = failure.message or spec.code.replace("_", " ")
     if api == "messages":
@@ -92,7 +112,8 @@ def error_body(failure: f.Failure, api: str = "chat", request_id: str = "") -> b
         )
     if api == "generate":
         status = _GOOGLE_STATUS.get(spec.status, "INTERNAL")
-        return _encode(_GoogleBody(_GoogleError(spec.status, message, status)))
+        info = (_GoogleInfo(reason.upper(), _DOMAIN, facts),) if facts else ()
+        return _encode(_GoogleBody(_GoogleError(spec.status, message, status, info)))
     param = failure.param if isinstance(failure, f.InvalidRequest) else None
     if isinstance(failure, f.UnknownModel):
         param = "model"
