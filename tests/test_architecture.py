@@ -120,7 +120,7 @@ def test_no_machine_reaches_into_another_actor_s_shell(source: str) -> None:
 STANDARD: Final = frozenset(
     {
         *("argparse", "ast", "asyncio", "base64", "binascii", "collections", "datetime"),
-        *("functools", "hashlib", "hmac"),
+        *("decimal", "functools", "hashlib", "hmac"),
         *("inspect", "logging", "math", "pathlib", "re", "secrets", "struct", "sys", "textwrap"),
         *("types", "typing", "urllib"),
     }

@@ -123,6 +123,10 @@ _ASKED: Final[Mapping[str, tuple[Json, str]]] = {
     h.TTFT_TIMEOUT: (_DURATION, "How long the first token may take, each attempt for itself."),
     h.PRIORITY: (_one_of("critical", "interactive", "batch"), "Who waits when not all can go."),
     h.LADDER: (_TEXT, "What to fall back on, instead of the model's own ladder."),
+    h.MAX_COST: (
+        {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$", "examples": ["0.05"]},
+        "USD that all calls for this request may cost together; may only lower the model's own bound.",
+    ),
     h.REQUEST_ID: (_TEXT, "Made by the caller, who needs it to cancel; the same id runs once."),
 }
 _TRACE: Final[Mapping[str, tuple[Json, str]]] = {

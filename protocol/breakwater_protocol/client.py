@@ -21,6 +21,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
@@ -86,6 +87,8 @@ class CallOptions(TypedDict, total=False):
     cache_namespace: str
     cache_threshold: float
     ladder: str
+    max_cost: Decimal | str
+    """USD that all calls for this request may cost together; a `Decimal` or its text: floats are not exact."""
     traceparent: str
     tracestate: str
 
@@ -157,6 +160,7 @@ _LATE_S: Final = 0.1
 _GRACE_S: Final = 1.0
 """… which then gets this long to take in what is already in its socket."""
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+_USD: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _PROPERTY: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
 
 
@@ -922,6 +926,8 @@ def _option_headers(options: Mapping[str, object]) -> dict[str, str]:
             found[header] = f"{max(1, round(_positive(options[option], option) * 1000))}ms"
     if "cache_threshold" in options:
         found[h.CACHE_THRESHOLD] = repr(_positive(options["cache_threshold"], "cache_threshold"))
+    if "max_cost" in options:
+        found[h.MAX_COST] = _usd(options["max_cost"])
     properties = options.get("properties", {})
     if not isinstance(properties, Mapping):
         raise TypeError("properties must be a mapping of names to texts")
@@ -939,6 +945,15 @@ def _header_value(value: object, name: str) -> str:
     if not value or not value.isprintable() or value != value.strip():
         raise ValueError(f"{name} must be printable, not empty, without spaces around it")
     return value
+
+
+def _usd(value: object) -> str:
+    if not isinstance(value, Decimal | str):
+        raise TypeError(f"max_cost must be a Decimal or a text, not {type(value).__name__}")
+    text = f"{value:f}" if isinstance(value, Decimal) else value
+    if not _USD.fullmatch(text):
+        raise ValueError(f"max_cost must be USD such as 0.05, to the nano-USD, not {text[:80]!r}")
+    return text
 
 
 def _positive(value: object, name: str) -> float:

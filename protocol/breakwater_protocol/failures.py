@@ -20,6 +20,7 @@ Code = Literal[
     "rate_limited",
     "budget_contended",
     "budget_exhausted",
+    "max_cost_exceeded",
     "malformed_tool_call",
     "bad_gateway",
     "overloaded",
@@ -159,6 +160,10 @@ class BudgetContended(_Wait, frozen=True, omit_defaults=True, tag="budget_conten
     """The rest of a budget is held by calls in flight."""
 
 
+class TooDear(_Failure, frozen=True, omit_defaults=True, tag="too_dear"):
+    """Whatever could be called may cost more than this one request may."""
+
+
 class WorkerBusy(_Wait, frozen=True, omit_defaults=True, tag="worker_busy"):
     """The chosen worker is at capacity."""
 
@@ -212,6 +217,7 @@ Failure = (
     | MalformedToolCall
     | BudgetExhausted
     | BudgetContended
+    | TooDear
     | WorkerBusy
     | WorkerLost
     | NoDeployment
@@ -267,6 +273,8 @@ SPEC: Final[dict[type[Failure], Spec]] = {
     MalformedToolCall: _spec("malformed_tool_call", 502, "server_error", retry=True),
     BudgetExhausted: _spec("budget_exhausted", 429, "insufficient_quota"),
     BudgetContended: _spec("budget_contended", 429, "rate_limit_error", retry=True),
+    # As with a context window: smaller, or with a larger bound, the request may pass; waiting does not help.
+    TooDear: _spec("max_cost_exceeded", 400, "invalid_request_error"),
     WorkerBusy: _spec("overloaded", 503, "server_error", retry=True),
     WorkerLost: _spec("bad_gateway", 502, "server_error", retry=True),
     NoDeployment: _spec("no_deployment_available", 503, "server_error", retry=True),

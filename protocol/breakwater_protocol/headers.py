@@ -18,6 +18,8 @@ TIMEOUT: Final = "breakwater-timeout"
 TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
 PRIORITY: Final = "breakwater-priority"
 LADDER: Final = "breakwater-ladder"
+MAX_COST: Final = "breakwater-max-cost"
+"""USD, decimal: what the request may cost in all."""
 REQUEST_ID: Final = "breakwater-request-id"
 """A caller's own id: the same id twice runs once."""
 ASSIGNED_ID: Final = "breakwater-assigned-id"
@@ -88,6 +90,7 @@ REQUEST_HEADERS: Final = frozenset(
         TTFT_TIMEOUT,
         PRIORITY,
         LADDER,
+        MAX_COST,
         REQUEST_ID,
         ASSIGNED_ID,
         KEY,

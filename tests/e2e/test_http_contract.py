@@ -124,6 +124,8 @@ def test_the_callers_request_id_and_properties_go_all_the_way(http: httpx.Client
         ("breakwater-cache-namespace", "a b"),
         ("breakwater-cache-threshold", "1.1"),
         ("breakwater-ladder", "cache,error"),
+        ("breakwater-max-cost", "1_000"),
+        ("breakwater-max-cost", "inf"),
         ("breakwater-request-id", "a b"),
         ("breakwater-request-id", "x" * 129),
         ("breakwater-user", "x" * 513),

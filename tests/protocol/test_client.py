@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ async def test_the_body_is_openai_s_and_the_options_are_headers(
         priority="batch",
         cache="off",
         request_id="mine/1",
+        max_cost=Decimal("5E-2"),
         extra_body={"user": "theirs", "brand_new": 1},
     )
     reading = asyncio.create_task(read(stream))
@@ -123,6 +125,7 @@ async def test_the_body_is_openai_s_and_the_options_are_headers(
         "breakwater-priority": "batch",
         "breakwater-cache": "off",
         "breakwater-request-id": "mine/1",
+        "breakwater-max-cost": "0.05",
     }
 
 
@@ -518,6 +521,10 @@ async def test_models_are_listed(client: Client, gateway: FakeGateway) -> None:
         ({"properties": "a"}, TypeError),
         ({"request_id": "x" * 2000}, ValueError),
         ({"extra_body": 7}, TypeError),
+        ({"max_cost": 0.1}, TypeError),
+        ({"max_cost": "1_000"}, ValueError),
+        ({"max_cost": Decimal("NaN")}, ValueError),
+        ({"max_cost": Decimal(-1)}, ValueError),
     ],
 )
 async def test_an_option_that_no_gateway_takes_is_refused_before_anything_is_sent(

@@ -609,3 +609,17 @@ def test_embeddings_leave_a_model_that_is_described_as_it_is() -> None:
     )
     config = load_text(text, source="f", environment={})
     assert list(config.models) == ["a", "openai/*"]
+
+
+def test_what_a_request_may_cost_is_read_exactly_and_shown_again() -> None:
+    config = load(f"models: {{a: {{{D}, retry: {{max_cost: 0.000000001}}}}, b: {{{D}}}}}")
+    assert config.models["a"].retry.max_cost_nano_usd == 1
+    assert config.models["b"].retry.max_cost_nano_usd is None
+    assert load(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", ".inf", ".nan", "1e-10", "lots", "2000000000"])
+def test_what_a_request_may_cost_is_an_amount_of_usd(amount: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f"models: {{a: {{{D}, retry: {{max_cost: {amount}}}}}}}")
+    assert "models.a.retry.max_cost: expected USD above 0" in str(caught.value)

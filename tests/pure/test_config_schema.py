@@ -74,6 +74,7 @@ FULL: dict[str, Any] = {
                 "cap": "2s",
                 "budget": 0.5,
                 "jitter": "plus50",
+                "max_cost": "0.25",
             },
             "breaker": {
                 "window": "1s",

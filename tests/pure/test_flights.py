@@ -61,6 +61,7 @@ def test_an_answer_without_its_beginning_is_none() -> None:
         (f.Cancelled(), True),
         (f.TotalTimeout(), True),
         (f.BudgetExhausted(), True),
+        (f.TooDear(), True),
         (f.WorkerLost(), True),
         (f.ServerError(), True),
         (f.NoDeployment(), True),

@@ -44,6 +44,7 @@ def test_a_declared_ladder_in_full(declared: tuple[Rung, ...], walked: str) -> N
         (f.KeyRejected(), 1, True, "cache stale simple_model static error"),
         # With the budget, the calls or the time gone, only what costs nothing.
         (f.BudgetExhausted(), 1, True, "cache stale static error"),
+        (f.TooDear(), 1, True, "cache stale simple_model static error"),
         (f.ServerError(), 0, True, "cache stale static error"),
         (f.TotalTimeout(), 0, True, "cache stale static error"),
         # Vectors are neither simple nor written down.

@@ -78,6 +78,7 @@ def test_every_kind_of_failure_has_a_disposition() -> None:
         (f.WorkerLost(), Disposition.next_worker),
         (f.BudgetContended(), Disposition.wait_same),
         (f.BudgetExhausted(), Disposition.degrade),
+        (f.TooDear(), Disposition.degrade),
         (f.InvalidRequest(), Disposition.never),
         (f.UnknownModel(), Disposition.never),
         (f.Cancelled(), Disposition.never),

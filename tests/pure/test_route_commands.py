@@ -92,13 +92,31 @@ def test_what_is_left_out_says_why(files: Path) -> None:
     found = json.loads(result.stdout)
     assert [each["deployment"] for each in found["kept"]] == ["unpriced"]
     assert found["dropped"] == [
-        {"deployment": "dear", "reason": "region", "wait_s": None},
-        {"deployment": "cheap", "reason": "region", "wait_s": None},
+        {"deployment": "dear", "reason": "region", "wait_s": None, "needs_nano_usd": None},
+        {"deployment": "cheap", "reason": "region", "wait_s": None, "needs_nano_usd": None},
     ]
     assert found["routes"] == ["main.routes[1]"]
     assert found["views"] == OFFLINE
     result = run(files, "-", "--config", "c.yaml", stdin=json.dumps(body))
     assert "left out  cheap: no tools" in result.stdout
+
+
+def test_what_costs_more_than_the_request_may_is_left_out(files: Path) -> None:
+    bound = ("--header", "breakwater-max-cost=0.01")
+    body = {**HELLO, "max_tokens": 4_000}
+    result = run(files, "-", "--config", "c.yaml", *bound, "--json", stdin=json.dumps(body))
+    found = json.loads(result.stdout)
+    assert [each["deployment"] for each in found["kept"]] == ["cheap"]
+    assert [(each["deployment"], each["reason"]) for each in found["dropped"]] == [
+        ("dear", "too_dear"),
+        ("unpriced", "unpriced"),
+    ]
+    result = run(files, "-", "--config", "c.yaml", *bound, stdin=json.dumps(body))
+    assert "left out  dear: too dear, up to 0.04" in result.stdout
+    assert "left out  unpriced: unpriced" in result.stdout
+    result = run(files, "r.json", "--config", "c.yaml", "--header", "breakwater-max-cost=1_0")
+    assert result.exit_code == 1
+    assert "must be an amount of USD" in result.stderr
 
 
 def test_a_route_to_another_model_and_what_was_measured_live(files: Path) -> None:

@@ -1,4 +1,5 @@
-"""The whole plan of a request in virtual time: whatever the provider does, one answer, in time, within the envelope."""
+"""The whole plan of a request in virtual time: whatever the provider does, one answer, in time, within the envelope
+of calls, time and money."""
 
 import asyncio
 import json
@@ -10,10 +11,21 @@ from hypothesis import strategies as st
 from tests.actors.stage import ANSWER, Call, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
-from breakwater_gateway.config.model import Config, Hedge, OnContentFilter, RetryPolicy, Timeouts
+from breakwater_gateway.config.model import (
+    Config,
+    Hedge,
+    OnContentFilter,
+    Price,
+    RetryPolicy,
+    Timeouts,
+)
 
 TOTAL_S = 12.0
 GRACE_S = 1.0
+OUTPUT = 1_000
+PRICE = Price(0, 1_000)
+CALL = OUTPUT * PRICE.output
+"""What a call may cost at most, in nano-USD."""
 
 WHOLE = {
     "ok": (200, ANSWER, {}),
@@ -40,6 +52,9 @@ class Provider:
         self._gateway = gateway
         self._behaviours = list(behaviours)
         self.calls: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        """By request: calls at once that may cost their maximum, under way or over without a word."""
+        self._open: dict[str, list[Call]] = {}
 
     async def serve(self) -> None:
         while True:
@@ -47,16 +62,21 @@ class Provider:
             asked = call.body["messages"]
             said = next(m["content"] for m in asked if str(m["content"]).startswith("question"))
             self.calls[said] = self.calls.get(said, 0) + 1
+            open_ = self._open.setdefault(said, [])
+            open_.append(call)
+            self.most[said] = max(self.most.get(said, 0), len(open_))
             what, wait_s = self._behaviours.pop(0) if self._behaviours else ("ok", 0.1)
-            self._gateway.tasks.start_soon(self._do, call, what, wait_s)
+            self._gateway.tasks.start_soon(self._do, said, call, what, wait_s)
 
-    async def _do(self, call: Call, what: str, wait_s: float) -> None:
+    async def _do(self, said: str, call: Call, what: str, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         if what == "killed" and "worker" in self._gateway.buses:
             self._gateway.kill("worker")
-            return
-        if call.head.done() or what == "silent":
-            return
+        elif what != "silent" and not call.head.done():
+            await self._answer(call, what)
+            self._open[said].remove(call)
+
+    async def _answer(self, call: Call, what: str) -> None:
         if what == "refused":
             call.refuse()
         elif what in WHOLE and (what != "ok" or not call.body.get("stream")):
@@ -86,11 +106,22 @@ class Provider:
             call.end()
 
 
-def settings_of(names: str, attempts: int, *, hedged: bool, on_cut: str, mended: bool) -> Config:
+def settings_of(
+    names: str,
+    attempts: int,
+    money: int | None,
+    *,
+    hedged: bool,
+    on_cut: str,
+    mended: bool,
+) -> Config:
     plain = config(
         *names,
         timeouts=Timeouts(first_token_s=2.0, idle_s=2.0, total_s=TOTAL_S),
-        retry=RetryPolicy(attempts=attempts),
+        retry=RetryPolicy(
+            attempts=attempts, max_cost_nano_usd=None if money is None else money * CALL
+        ),
+        price=PRICE,
     )
     model = msgspec.structs.replace(
         plain.models["m"],
@@ -112,6 +143,7 @@ def is_terminal(caller: Caller, at: int) -> bool:
 @given(
     names=st.sampled_from(["a", "ab", "abc"]),
     attempts=st.integers(1, 4),
+    money=st.sampled_from([None, 0, 1, 1, 2, 3]),
     hedged=st.booleans(),
     on_cut=st.sampled_from(["partial", "continue"]),
     mended=st.booleans(),
@@ -121,13 +153,14 @@ def is_terminal(caller: Caller, at: int) -> bool:
 def test_every_request_has_one_answer_in_time(
     names: str,
     attempts: int,
+    money: int | None,
     hedged: bool,
     on_cut: str,
     mended: bool,
     streams: list[bool],
     behaviours: list[tuple[str, float]],
 ) -> None:
-    plan = settings_of(names, attempts, hedged=hedged, on_cut=on_cut, mended=mended)
+    plan = settings_of(names, attempts, money, hedged=hedged, on_cut=on_cut, mended=mended)
 
     async def run() -> None:
         async with stage(plan, workers=2) as gateway:
@@ -139,7 +172,7 @@ def test_every_request_has_one_answer_in_time(
             callers: list[Caller] = []
             for number, stream in enumerate(streams):
                 question = [{"role": "user", "content": f"question {number}"}]
-                callers.append(gateway.ask(stream=stream, messages=question))
+                callers.append(gateway.ask(stream=stream, messages=question, max_tokens=OUTPUT))
 
             async def follow(number: int, caller: Caller) -> None:
                 while True:
@@ -157,6 +190,8 @@ def test_every_request_has_one_answer_in_time(
                 terminal = [at for at in range(len(caller.all)) if is_terminal(caller, at)]
                 assert terminal == [len(caller.all) - 1], [m.headers for m in caller.all]
                 assert provider.calls.get(f"question {number}", 0) <= attempts
+                if money is not None and not streams[number]:  # a stream that ends early is metered
+                    assert provider.most.get(f"question {number}", 0) <= money
                 _whole_or_numbered(caller)
             assert len(gateway.requests) == len(streams)
             assert sorted(e.request for e in gateway.requests) == sorted(

@@ -166,6 +166,8 @@ def _explain(
 
 
 def _print(found: "Explanation") -> None:
+    from breakwater_gateway.config.budgets import usd_text
+
     asked = found.asked if found.asked == found.model else f"{found.asked} -> {found.model}"
     output.say(f"model     {asked}")
     for way in found.routes:
@@ -196,4 +198,6 @@ def _print(found: "Explanation") -> None:
         output.say("nobody    can be called now")
     for out in found.dropped:
         wait = "" if out.wait_s is None else f", {out.wait_s:.1f} s left"
+        if out.needs_nano_usd is not None:
+            wait = f", up to {usd_text(out.needs_nano_usd)} USD a call"
         output.say(f"left out  {out.deployment}: {out.reason.replace('_', ' ')}{wait}")

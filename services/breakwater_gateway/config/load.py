@@ -537,6 +537,7 @@ class _Builder:
             cap_s=cap,
             budget=_or(block.get(keys.BUDGET), usual.budget),
             jitter=cast("Jitter", block.get(keys.JITTER) or usual.jitter),
+            max_cost_nano_usd=block.get(keys.MAX_COST),
         )
 
     def _breaker(self, block: Block, path: Path) -> BreakerPolicy:

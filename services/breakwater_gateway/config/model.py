@@ -129,6 +129,8 @@ class RetryPolicy(Struct, frozen=True):
     budget: float = 0.2
     """Retries allowed per request over 10 s, besides one a second."""
     jitter: Jitter = "full"
+    max_cost_nano_usd: int | None = None
+    """What all calls for one request may cost together; None: only budgets bound it."""
 
 
 class BreakerPolicy(Struct, frozen=True):

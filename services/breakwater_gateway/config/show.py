@@ -5,7 +5,7 @@ from typing import Final
 
 import yaml
 
-from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit
+from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit, usd_text
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic
@@ -104,6 +104,11 @@ def _model(model: Model) -> Plain:
             "cap": format_duration(retry.cap_s),
             "budget": retry.budget,
             "jitter": retry.jitter,
+            **(
+                {}
+                if retry.max_cost_nano_usd is None
+                else {"max_cost": usd_text(retry.max_cost_nano_usd)}
+            ),
         },
         "breaker": {
             "window": format_duration(breaker.window_s),

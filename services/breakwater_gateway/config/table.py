@@ -190,8 +190,16 @@ JITTER: Final = Key(
     Choice(("full", "plus50")),
     "Of a wait w: anywhere from 0 to w, or, plus50, from w to 1.5 w; default full.",
 )
+MAX_COST: Final = Key(
+    "max_cost",
+    Usd(),
+    "USD that all calls for one request may cost together, each drawn at the most that it may cost;"
+    " callers may lower it by header. Default: no bound but the budgets.",
+)
 RETRY: Final = Key(
-    "retry", Section("retry", (ATTEMPTS, BASE, CAP, BUDGET, JITTER)), "When to try again."
+    "retry",
+    Section("retry", (ATTEMPTS, BASE, CAP, BUDGET, JITTER, MAX_COST)),
+    "When to try again, and what a request may use in all.",
 )
 
 WINDOW: Final = Key("window", Duration(_DAY_S), "What failures are counted over; default 30s.")

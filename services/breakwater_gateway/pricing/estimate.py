@@ -117,10 +117,16 @@ def read_ask(api: str, body: bytes) -> Ask:
 
 
 def bound_of(
-    ask: Ask, deployment: Deployment, prices: Iterable[ModelPrice], *, output: int | None = None
+    ask: Ask,
+    deployment: Deployment,
+    prices: Iterable[ModelPrice],
+    *,
+    output: int | None = None,
+    said: int = 0,
 ) -> Bound:
-    """Of one attempt at `deployment`, whose call may cost any of `prices`. `output` in place of the body's."""
-    into = ask.size.upper(deployment.context_window)
+    """Of one attempt at `deployment`, whose call may cost any of `prices`. `output` in place of the body's;
+    `said`: bytes of a cut answer that it is shown besides the body, to go on with."""
+    into = ask.size.upper(deployment.context_window) + said
     if not ask.speaks:
         made, write = 0, False
     else:

@@ -28,7 +28,7 @@ from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
-from breakwater_gateway.router.options import Options, read_options
+from breakwater_gateway.router.options import Options, money_of, read_options
 from breakwater_gateway.router.plan import (
     Envelope,
     Plan,
@@ -385,6 +385,9 @@ class Router(Actor):
         if isinstance(rungs, f.InvalidRequest):
             return rungs
         ladder = Ladder(rungs)
+        money = money_of(model.retry, options)
+        if isinstance(money, f.InvalidRequest):
+            return money
         total_s = model.timeouts.total_s if options.total_s is None else options.total_s
         self._turn += 1
         life = Life(
@@ -398,7 +401,9 @@ class Router(Actor):
             options=options,
             plan=Plan(
                 policy=model.retry,
-                envelope=Envelope(attempts_max=model.retry.attempts, deadline=now + total_s),
+                envelope=Envelope(
+                    attempts_max=model.retry.attempts, deadline=now + total_s, money=money
+                ),
                 first_key=self._turn,
                 spare=ladder.simple_models,
                 patience=now + total_s * PATIENCE if ladder.simple_models else None,

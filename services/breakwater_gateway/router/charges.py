@@ -5,11 +5,14 @@ from typing import Final
 
 from msgspec import Struct
 
-from breakwater_gateway.config.model import Budget, Config, RateLimit
+from breakwater_gateway.config.budgets import usd_text
+from breakwater_gateway.config.model import Budget, Config, Deployment, RateLimit
 from breakwater_gateway.ledger.limits import Limits, accounts_of, paths_of
 from breakwater_gateway.pricing.cost import ModelPrice
-from breakwater_gateway.pricing.estimate import Ask, Bound, cost_of
+from breakwater_gateway.pricing.estimate import Ask, Bound, bound_of, cost_of, prices_of
+from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.leases import UNITS, Need, Path, Refusal, Reservation, Ticket
+from breakwater_gateway.router.money import Money
 from breakwater_gateway.router.operator_limits import OperatorLimits
 from breakwater_protocol import failures as f
 from breakwater_protocol.commands import Finished
@@ -175,16 +178,33 @@ class Tariffs:
 class Hold:
     """One granted attempt: what was reserved for it, until it is settled."""
 
-    __slots__ = ("body", "bound", "clamped", "prices", "reservation")
+    __slots__ = ("body", "bound", "clamped", "drawn", "money", "prices", "reservation")
 
     def __init__(self, bound: Bound | None, prices: tuple[ModelPrice, ...]) -> None:
         self.bound = bound
         self.prices = prices
         self.reservation: Reservation | None = None
+        self.money: Money | None = None
+        """The request's own, of which `drawn` was; None: it has no bound, or this was settled."""
+        self.drawn = 0
         self.body: bytes | None = None
         """What the provider is sent in place of the caller's: with a number of tokens in it."""
         self.clamped = 0
         """Output tokens that a budget lowered it to."""
+
+    def draw(self, money: Money) -> bool:
+        """From the request's own money. False: it does not fit, or nobody knows."""
+        nano_usd = None if self.bound is None else self.bound.nano_usd
+        if nano_usd is None or not money.draw(nano_usd):
+            return False
+        self.money, self.drawn = money, nano_usd
+        return True
+
+    def settle_money(self, actual: Need | None) -> None:
+        """Once: a second time changes nothing. None: nobody knows what the call has cost."""
+        money, self.money = self.money, None
+        if money is not None:
+            money.settle(self.drawn, None if actual is None else actual[0])
 
 
 class Charge:
@@ -200,6 +220,13 @@ class Charge:
         self.bodies: dict[int, bytes] = {}
         """By the number of output tokens that is written into it."""
         self.tickets = tickets
+
+
+def hold_for(ask: Ask, deployment: Deployment, model: str, *, at: float, said: int = 0) -> Hold:
+    """What one attempt there may cost at most; nothing is reserved. `model`: the provider's name of it; `said`:
+    bytes of an answer that it goes on with; `at`: Unix time, as prices have dates."""
+    prices = prices_of(deployment, model, shipped(), at=at, service_tier=ask.service_tier)
+    return Hold(bound_of(ask, deployment, prices, said=said), prices)
 
 
 def need_for(bound: Bound | None, tariff: Tariff) -> Need | None:
@@ -249,11 +276,7 @@ def actual_of(hold: Hold, reply: Finished | None, units: frozenset[int]) -> Need
 
 def amount_text(unit: str, amount: int) -> str:
     """`1.25 usd`, `3000 tokens`: money to the nano-USD, without trailing zeros."""
-    if unit != "nano_usd":
-        return f"{amount} {unit}"
-    sign, amount = ("-", -amount) if amount < 0 else ("", amount)
-    whole, rest = divmod(amount, 10**9)
-    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") + " usd"
+    return f"{usd_text(amount)} usd" if unit == "nano_usd" else f"{amount} {unit}"
 
 
 def remaining_text(paths: Iterable[Path]) -> str:

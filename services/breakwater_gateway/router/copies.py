@@ -34,6 +34,11 @@ class Copies:
             self._lines.append(data)
 
     @property
+    def size(self) -> int:
+        """Bytes that the caller has, of which the text is a part."""
+        return self._size
+
+    @property
     def begun(self) -> bool:
         return self.messages > 0
 

@@ -9,7 +9,11 @@ from itertools import pairwise
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Config, Model, StrategyName
-from breakwater_gateway.router.options import Options, read_options
+from breakwater_gateway.pricing.estimate import Ask, read_ask
+from breakwater_gateway.router.affordable import affordable
+from breakwater_gateway.router.charges import hold_for
+from breakwater_gateway.router.money import Money
+from breakwater_gateway.router.options import Options, money_of, read_options
 from breakwater_gateway.router.requests import decode_request
 from breakwater_gateway.router.routing import Routed, Routing
 from breakwater_gateway.router.strategies import ANY, Draw
@@ -47,6 +51,8 @@ class Out(Struct, frozen=True):
     deployment: str
     reason: str
     wait_s: float | None = None
+    needs_nano_usd: int | None = None
+    """Of one that is `too_dear`: what a call there may cost."""
 
 
 class Explanation(Struct, frozen=True):
@@ -113,17 +119,40 @@ def explain(
         return routed
     if routed is None:
         routed = Routed(model, ANY)
-    return _explanation(asked.model, routed, targets, now=now, now_wall=now_wall, draw=draw)
+    money = money_of(routed.model.retry, options)
+    if isinstance(money, f.InvalidRequest):
+        return money
+    bounded = None if money is None else (money, read_ask(api, body))
+    return _explanation(
+        asked.model, routed, targets, bounded, now=now, now_wall=now_wall, draw=draw
+    )
 
 
 def _explanation(
-    asked: str, routed: Routed, targets: Targets, *, now: float, now_wall: float, draw: Draw
+    asked: str,
+    routed: Routed,
+    targets: Targets,
+    bounded: tuple[Money, Ask] | None,
+    *,
+    now: float,
+    now_wall: float,
+    draw: Draw,
 ) -> Explanation:
     model = routed.model
     candidates, skipped = targets.order(
         model, now=now, now_wall=now_wall, draw=draw, ask=routed.ask
     )
     by_id = {d.id: d for d in model.deployments}
+    if bounded is not None:
+        money, of = bounded
+
+        def quote(id_: str) -> int | None:
+            deployment = by_id[id_]
+            name = deployment.provider_model(asked, name=model.name)
+            bound = hold_for(of, deployment, name, at=now_wall).bound
+            return None if bound is None else bound.nano_usd
+
+        candidates, skipped = affordable(money, quote, candidates, skipped)
     kept = tuple(
         Kept(
             deployment=each.deployment,
@@ -139,7 +168,7 @@ def _explanation(
     )
     before = [Out(d.deployment.id, d.reason.value) for d in routed.dropped]
     now_out = [
-        Out(s.deployment, s.reason, None if s.until is None else max(0.0, s.until - now))
+        Out(s.deployment, s.reason, None if s.until is None else max(0.0, s.until - now), s.needs)
         for s in skipped
     ]
     return Explanation(

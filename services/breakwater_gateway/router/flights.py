@@ -144,7 +144,7 @@ class Flight(Generic[T]):
         """The leader failed and nothing was said: who leads now. None: nobody does, and all are told why.
 
         What speaks of the request itself would be said to each of them; what speaks of the leader alone
-        (its caller, deadline or budget) says nothing about the next.
+        (its caller, deadline, budget or bound) says nothing about the next.
         """
         if not self.followers or self.began:
             return None
@@ -174,6 +174,7 @@ _OF_THE_LEADER: Final = (
     f.TotalTimeout,
     f.BudgetExhausted,
     f.BudgetContended,
+    f.TooDear,
     f.CallerForbidden,
     f.CallerUnauthenticated,
     f.WorkerLost,

@@ -82,6 +82,7 @@ def walks(failure: f.Failure) -> bool:
             | f.MalformedAnswer()
             | f.MalformedToolCall()
             | f.BudgetExhausted()
+            | f.TooDear()
             | f.WorkerBusy()
             | f.WorkerLost()
             | f.NoDeployment()

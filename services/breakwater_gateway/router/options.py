@@ -10,7 +10,10 @@ from typing import Final, Literal, cast, get_args
 
 from msgspec import Struct
 
+from breakwater_gateway.config.budgets import usd_text
+from breakwater_gateway.config.model import RetryPolicy
 from breakwater_gateway.router.ladder import read_ladder
+from breakwater_gateway.router.money import Money
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Priority
@@ -31,6 +34,7 @@ CacheMode = Literal["on", "off", "refresh", "only"]
 """`refresh`: ask, and keep the new answer; `only`: a kept answer or none."""
 _MODES: Final = frozenset(get_args(CacheMode))
 CACHE_TTL_MAX_S: Final = 8_760 * 3_600.0
+_USD: Final = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 _DECIMAL: Final = re.compile(r"[0-9](?:\.[0-9]{1,9})?")
 
 
@@ -56,6 +60,8 @@ class Options(Struct, frozen=True):
     cache_namespace: str = ""
     cache_threshold: float | None = None
     """Stricter than the model's; it may only be raised."""
+    max_cost_nano_usd: int | None = None
+    """For all calls of the request together; less than the model's own bound, if it has one."""
     traceparent: str = ""
 
 
@@ -137,6 +143,11 @@ def _check(
         _DECIMAL.fullmatch(threshold) and 0 <= float(threshold) <= 1
     ):
         return _refuse(h.CACHE_THRESHOLD, "must be a number from 0 to 1 such as 0.97")
+    max_cost = read_usd(found[h.MAX_COST]) if h.MAX_COST in found else None
+    if h.MAX_COST in found and max_cost is None:
+        return _refuse(
+            h.MAX_COST, "must be an amount of USD such as 0.05, in digits, to the nano-USD at most"
+        )
     return Options(
         request_id=request_id,
         once=once,
@@ -152,6 +163,7 @@ def _check(
         cache_ttl_s=ttl_s,
         cache_namespace=namespace,
         cache_threshold=float(threshold) if threshold else None,
+        max_cost_nano_usd=max_cost,
         traceparent=traceparent,
     )
 
@@ -160,6 +172,25 @@ def read_duration(text: str) -> float | None:
     """Seconds of `250ms`, `10s`, `1.5m`, `1h`, or a bare number of seconds; None for anything else."""
     match = _DURATION.fullmatch(text)
     return None if match is None else float(match[1]) * _UNIT_S[match[2]]
+
+
+def read_usd(text: str) -> int | None:
+    """Whole nano-USD of `0.05`; None for anything but digits and a point, or finer amounts."""
+    match = _USD.fullmatch(text)
+    return None if match is None else int(match[1]) * 10**9 + int((match[2] or "").ljust(9, "0"))
+
+
+def money_of(policy: RetryPolicy, options: Options) -> Money | f.InvalidRequest | None:
+    """What the request may cost in all: as the model says, or less if the caller wants less; None: no bound."""
+    asked, configured = options.max_cost_nano_usd, policy.max_cost_nano_usd
+    if asked is None:
+        return None if configured is None else Money(configured)
+    if configured is not None and asked > configured:
+        return _refuse(
+            h.MAX_COST,
+            f"may only lower this model's bound of {usd_text(configured)} USD, not raise it",
+        )
+    return Money(asked)
 
 
 def _refuse(name: str, why: str) -> f.InvalidRequest:

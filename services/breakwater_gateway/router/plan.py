@@ -1,7 +1,7 @@
 """One request's life: try, fail over, wait, give up. A value that is told what happened and when.
 
-One envelope of attempts and time is drawn on by everything the request does, so nothing multiplies.
-`next` is asked whenever a decision is due, with the targets that may be called now (`Candidate`, in the
+One envelope of attempts, time and, where it is bounded, money is drawn on by everything the request does, so
+nothing multiplies. `next` is asked whenever a decision is due, with the targets that may be called now (`Candidate`, in the
 strategy's order); it answers with one step. The shell carries the step out and reports how it went:
 
     begin -> next -> Dispatch -> failed(…) -> next -> Dispatch | Claim | Wait | Queue | GiveUp
@@ -15,13 +15,19 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from breakwater_gateway.config.budgets import usd_text
 from breakwater_gateway.config.model import RetryPolicy
+from breakwater_gateway.router.money import TOO_DEAR, UNPRICED, Money
 from breakwater_gateway.router.retry import Disposition, delay_s, disposition
 from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
 
 BUSY_TRIES_MAX: Final = 8
 """How often one request may be turned away by full or vanished workers before it counts as overload."""
+HELD_S: Final = 0.02
+"""Money that a call in its last moments holds comes back: looked for so often."""
 _NEVER: Final = float("inf")
 
 
@@ -74,6 +80,8 @@ class Skipped(Struct, frozen=True):
     deployment: str
     reason: str
     until: float | None = None
+    needs: int | None = None
+    """Of one that may cost too much: what a call there takes at most, in nano-USD."""
 
 
 class Dispatch(NamedTuple):
@@ -133,17 +141,19 @@ class _Tried:
 
 
 class Envelope:
-    """What one request may use in all: calls and time. Every plan it makes draws on the same one.
+    """What one request may use in all: calls, time and money. Every plan it makes draws on the same one.
 
     `attempts_max` counts every call: retries, hedges, fallbacks, re-asks, and those on another model.
     """
 
-    __slots__ = ("attempts", "attempts_max", "deadline")
+    __slots__ = ("attempts", "attempts_max", "deadline", "money")
 
-    def __init__(self, *, attempts_max: int, deadline: float) -> None:
+    def __init__(self, *, attempts_max: int, deadline: float, money: Money | None = None) -> None:
         self.attempts_max = attempts_max
         self.deadline = deadline
         """Monotonic."""
+        self.money = money
+        """None: only budgets bound what it may cost."""
         self.attempts = 0
         """Calls dispatched so far."""
 
@@ -346,8 +356,13 @@ class Plan:
         return tried is None or tried.again
 
     def _nothing_left(self, until: float | None, now: float, skipped: tuple[Skipped, ...]) -> Step:
+        dear = [s for s in skipped if s.reason in {TOO_DEAR, UNPRICED}]
+        if now < self.patience and self._comes_back(dear):
+            return Wait(min(now + HELD_S, self.patience), "money")
         if self.last is not None and not isinstance(self.last, f.WorkerLost):
-            return GiveUp(self.last)
+            return GiveUp(self._bounded(self.last, dear) if dear else self.last)
+        if dear and len(dear) == len(skipped):
+            return GiveUp(f.TooDear(self._why_dear(dear)))
         busy = [s for s in skipped if s.reason in {"no_worker", "worker_full"}]
         if busy and len(busy) == len(skipped):
             if busy[0].reason == "no_worker":
@@ -370,4 +385,39 @@ class Plan:
                 f"no deployment can be called now: {reasons or 'none is configured'}",
                 retry_after_s=wait,
             )
+        )
+
+    def _comes_back(self, dear: list[Skipped]) -> bool:
+        """A call of this request that is over but for its last word holds what another would need."""
+        money = self.envelope.money
+        if money is None or not money.held:
+            return False
+        return any(
+            each.needs is not None and each.needs <= money.left + money.held for each in dear
+        )
+
+    def _bounded(self, failure: f.Failure, dear: list[Skipped]) -> f.Failure:
+        """The failure of the calls that were made, and why there is no further one."""
+        message = (
+            f"{failure.message or f.kind(failure)}; no further call is made: {self._why_dear(dear)}"
+        )
+        return replace(failure, message=message)
+
+    def _why_dear(self, dear: list[Skipped]) -> str:
+        money = self.envelope.money
+        if money is None:
+            return "it may cost too much"
+        bound = f"this request may cost {usd_text(money.bound)} USD in all"
+        if money.spent or money.held:
+            bound += f", of which {usd_text(max(0, money.left))} are left"
+        needs = [(each.needs, each.deployment) for each in dear if each.needs is not None]
+        if not needs:
+            return (
+                f"{bound}, and what {dear[0].deployment} costs is not known: give it a price in the"
+                " configuration"
+            )
+        least, deployment = min(needs)
+        return (
+            f"{bound}, and a call may cost {usd_text(least)} USD on {deployment}, the cheapest that can be called:"
+            f" raise {h.MAX_COST} or the model's retry.max_cost, or ask for a shorter answer (max_tokens)"
         )

@@ -77,7 +77,7 @@ def disposition(failure: f.Failure) -> Disposition:
             return Disposition.next_worker
         case f.BudgetContended():
             return Disposition.wait_same
-        case f.BudgetExhausted() | f.NoDeployment():
+        case f.BudgetExhausted() | f.TooDear() | f.NoDeployment():
             return Disposition.degrade
         case (
             f.InvalidRequest()

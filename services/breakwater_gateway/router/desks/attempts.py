@@ -14,10 +14,12 @@ import msgspec
 
 from breakwater_gateway.config.model import Hedge
 from breakwater_gateway.config.targets import kind_of
+from breakwater_gateway.router.affordable import affordable
 from breakwater_gateway.router.charges import Hold
 from breakwater_gateway.router.copies import Copies
 from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.life import Call, Life, Timer
+from breakwater_gateway.router.money import TOO_DEAR, UNPRICED, Money
 from breakwater_gateway.router.plan import (
     Candidate,
     Claim,
@@ -166,7 +168,7 @@ class Attempts:
                         life.note("answer", now=now, reason="retry_budget")
                         self._give_up(life, life.plan.last or f.NoDeployment())
                         return
-                    if not self._books.active:
+                    if not self._books.active and life.plan.envelope.money is None:
                         if self._dispatch(life, step, now):
                             return
                     elif self._reserve(life, step, now):
@@ -176,7 +178,8 @@ class Attempts:
                     return
                 case Wait(until, reason):
                     wait_ms = max(0.0, until - now) * 1000
-                    life.note("wait", now=now, reason=reason, wait_ms=wait_ms)
+                    if reason != "money" or life.decisions[-1].reason != reason:
+                        life.note("wait", now=now, reason=reason, wait_ms=wait_ms)
                     life.provider_ms += wait_ms
                     self._set_timer(life, until, partial(self.advance, life))
                     return
@@ -205,8 +208,8 @@ class Attempts:
 
     def _choices(self, life: Life, now: float) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
         targets, model, clock = self._targets, life.model, self.context.clock
-        wall = clock.wall()
-        if not life.decisions:
+        wall, money = clock.wall(), life.plan.envelope.money
+        if not life.decisions and money is None:
             first = targets.first(model, now=now, now_wall=wall, draw=clock.draw, ask=life.ask)
             if first is not None:
                 life.considered = targets.considered
@@ -222,6 +225,27 @@ class Attempts:
             ask=life.ask,
         )
         life.considered = life.considered or targets.considered
+        return found if money is None else self._affordable(life, money, *found)
+
+    def _affordable(
+        self,
+        life: Life,
+        money: Money,
+        candidates: tuple[Candidate, ...],
+        skipped: tuple[Skipped, ...],
+    ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
+        """What fits the request's own bound; what does not is passed over, and its event says so."""
+
+        def quote(id_: str) -> int | None:
+            return self._books.quote(life, self._targets.deployment(life.model, id_))
+
+        found = affordable(money, quote, candidates, skipped)
+        now = self.context.clock.now()
+        for each in found[1]:
+            place = (each.deployment, each.reason)
+            if each.reason in {TOO_DEAR, UNPRICED} and place not in money.passed:
+                money.passed.add(place)
+                life.note("skip", now=now, deployment=each.deployment, reason=each.reason)
         return found
 
     def _budget(self, life: Life, step: Dispatch) -> RetryBudget:
@@ -332,9 +356,12 @@ class Attempts:
         if life.over or call.started or call not in life.calls:
             return
         clock, now = self.context.clock, self.context.clock.now()
-        candidates, _ = self._targets.order(
+        candidates, skipped = self._targets.order(
             life.model, now=now, now_wall=clock.wall(), draw=clock.draw, ask=life.ask
         )
+        money = life.plan.envelope.money
+        if money is not None:
+            candidates, _ = self._affordable(life, money, candidates, skipped)
         step = life.plan.hedge(candidates, now=now)
         if step is None:
             return
@@ -343,7 +370,7 @@ class Attempts:
             life.note("skip", now=now, reason="retry_budget")
             return
         life.hedges += 1
-        if not self._books.active:
+        if not self._books.active and money is None:
             self._dispatch(life, step, now, reason="hedge")
             return
         deployment = self._targets.deployment(life.model, step.candidate.deployment)

@@ -17,11 +17,9 @@ from breakwater_gateway.config.model import Config, Deployment, RateLimit
 from breakwater_gateway.pricing.estimate import (
     affordable_output,
     bound_of,
-    prices_of,
     read_ask,
     with_output,
 )
-from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.charges import (
     Charge,
     Hold,
@@ -31,6 +29,7 @@ from breakwater_gateway.router.charges import (
     actual_of,
     amount_text,
     failure_of,
+    hold_for,
     need_for,
     remaining_text,
     rules_of,
@@ -67,6 +66,7 @@ Resume = Callable[["Hold | f.Failure"], None]
 _leases = msgspec.json.Decoder(LeaseReply)
 _reports = msgspec.json.Decoder(ReportReply)
 _NO_ASK: Final[Need] = (0, 0, 0)
+_MONEY: Final = frozenset({0})
 
 
 class _Waiting:
@@ -237,30 +237,50 @@ class Books:
         self, life: Life, deployment: Deployment, resume: Resume
     ) -> Hold | f.Failure | None:
         """What the attempt may cost at most, from leases that are held. None: `resume` is called later, once."""
+        charge = self._charge(life)
+        who, money = charge.who, life.plan.envelope.money
+        tariff = self._tariffs.of((*who[:5], deployment.provider, who[6]))
+        if money is None and not tariff.paths:
+            return Hold(None, ())
+        hold = Hold(None, ())
+        if money is not None or tariff.units & {0, 1}:
+            hold = self._hold(life, deployment, charge)
+            if need_for(hold.bound, tariff) is None:
+                return self._unpriced(life, deployment)
+            self._write(charge, hold, hold.bound is not None and hold.bound.write)
+        if money is not None and not hold.draw(money):
+            return f.TooDear(f"a call to {deployment.id} does not fit what this request may cost")
+        if not tariff.paths:
+            return hold
+        found = self._try(_Waiting(life, deployment, tariff, hold, resume))
+        if isinstance(found, f.Failure):
+            hold.settle_money(_NO_ASK)
+        return found
+
+    def quote(self, life: Life, deployment: Deployment) -> int | None:
+        """What an attempt there costs at most, in nano-USD; None: nobody knows, and somebody is told."""
+        bound = self._hold(life, deployment, self._charge(life)).bound
+        if bound is None or bound.nano_usd is None:
+            self._unpriced(life, deployment)
+            return None
+        return bound.nano_usd
+
+    def _charge(self, life: Life) -> Charge:
         charge = life.charge
         if charge is None or charge.body is not life.body:
             tickets = {} if charge is None else charge.tickets
             charge = Charge(who_of(life), life.body, read_ask(life.api, life.body), tickets)
             life.charge = charge
-        who = charge.who
-        tariff = self._tariffs.of((*who[:5], deployment.provider, who[6]))
-        hold = Hold(None, ())
-        if not tariff.paths:
-            return hold
-        if tariff.units & {0, 1}:
-            model = deployment.provider_model(life.routed, name=life.model.name)
-            hold.prices = prices_of(
-                deployment,
-                model,
-                shipped(),
-                at=self.context.clock.wall(),
-                service_tier=charge.ask.service_tier,
-            )
-            hold.bound = bound_of(charge.ask, deployment, hold.prices)
-            if need_for(hold.bound, tariff) is None:
-                return self._unpriced(deployment, model)
-            self._write(charge, hold, hold.bound.write)
-        return self._try(_Waiting(life, deployment, tariff, hold, resume))
+        return charge
+
+    def _hold(self, life: Life, deployment: Deployment, charge: Charge) -> Hold:
+        return hold_for(
+            charge.ask,
+            deployment,
+            deployment.provider_model(life.routed, name=life.model.name),
+            at=self.context.clock.wall(),
+            said=_said(life),
+        )
 
     def _try(self, waiting: _Waiting) -> Hold | f.Failure | None:
         life, hold = waiting.life, waiting.hold
@@ -315,7 +335,8 @@ class Books:
         )
         if output is None or output >= bound.output:
             return False
-        hold.bound = bound_of(charge.ask, waiting.deployment, hold.prices, output=output)
+        said = _said(waiting.life)
+        hold.bound = bound_of(charge.ask, waiting.deployment, hold.prices, output=output, said=said)
         hold.clamped = output
         self._write(charge, hold, True)
         return True
@@ -331,14 +352,15 @@ class Books:
             )
         hold.body = body
 
-    def _unpriced(self, deployment: Deployment, model: str) -> f.Failure:
+    def _unpriced(self, life: Life, deployment: Deployment) -> f.Failure:
+        model = deployment.provider_model(life.routed, name=life.model.name)
         name = f"{deployment.provider}/{model}"
         now = self.context.clock.now()
         if now - self._alerted.get((deployment.provider, model), -ALERT_S) >= ALERT_S:
             self._alerted[(deployment.provider, model)] = now
             self._alert(
                 "unpriced",
-                f"{name} has no known price, so a budget in USD refuses it",
+                f"{name} has no known price, so a bound in USD refuses it",
                 deployment.id,
             )
         return f.BudgetExhausted(
@@ -365,10 +387,13 @@ class Books:
 
     def unmade(self, hold: Hold) -> None:
         """The attempt was never made."""
+        hold.settle_money(_NO_ASK)
         self._close_hold(hold, _NO_ASK)
         self._flush()
 
     def _settle(self, hold: Hold, reply: Finished | None) -> None:
+        if hold.money is not None:
+            hold.settle_money(actual_of(hold, reply, _MONEY))
         reservation = hold.reservation
         if reservation is not None:
             units = frozenset(unit for lease in reservation.leases for unit in lease.path.units)
@@ -478,6 +503,8 @@ class Books:
         if waiting.life.charge is not None:
             waiting.life.charge.tickets.pop(number, None)
         result = self._decided(waiting, decided.outcome)
+        if isinstance(result, f.Failure):
+            waiting.hold.settle_money(_NO_ASK)
         if result is not None:
             self._keep()
             waiting.resume(result)
@@ -535,6 +562,11 @@ class Books:
             )
         except BusError as error:
             context.log.warning("alert_not_sent", kind=kind, error=repr(error))
+
+
+def _said(life: Life) -> int:
+    """Bytes of the cut answer that the next attempt goes on with."""
+    return 0 if life.copies is None else life.copies.size
 
 
 def who_of(life: Life) -> Who:
