@@ -260,6 +260,10 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
     "ShardStats": _Reply("What the shard holds and did.", cache.ShardStats),
     "PurgeReply": _Reply("How many entries are gone.", cache.PurgeReply),
     "Claimed": _Reply("Who leads: the router that asked, or another.", flights.Claimed),
+    "Joined": _Reply("To who joined: the form in which the answer comes.", flights.Joined),
+    "Tapped": _Reply(
+        "To the inbox of the tap: from here on the worker talks to it.", flights.Tapped
+    ),
     "Pong": _Reply("The worker is there: an empty body.", None),
 }
 
@@ -312,7 +316,8 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "work": _Talk(("router",), ("worker",), ("WorkReply",)),
     "ping": _Talk(("router",), ("worker",), ("Pong",)),
     "cancel": _Talk(("client", "edge"), ("router", "worker")),
-    "flight": _Talk(("router",), ("router",), ("Claimed",)),
+    "tap": _Talk(("router",), ("worker",), ("Tapped",)),
+    "flight": _Talk(("router",), ("router",), ("Claimed", "Joined")),
     "cache_lookup": _Talk(("router",), ("cache",), ("LookupReply",)),
     "cache_store": _Talk(("router",), ("cache",)),
     "cache_feedback": _Talk(("router", "edge"), ("cache",), ("FeedbackReply",)),

@@ -89,6 +89,15 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """A stream that breaks off is not ended by the worker: the router lets another deployment go on, or ends it."""
 
 
+class Tap(Struct, frozen=True):
+    """To the worker that makes a shared call: from its next message on, say everything to that inbox as well, and
+    tell it so first (`flights.Tapped`). Ignored when the attempt is over."""
+
+    request: str
+    attempt: int
+    to: str
+
+
 class Leave(Struct, frozen=True):
     """The router's word on a `Started` that asked for leave: one call of the request answers, no other."""
 

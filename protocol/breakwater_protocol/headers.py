@@ -55,6 +55,9 @@ ATTEMPT: Final = "breakwater-attempt"
 # A reader locked on an earlier attempt takes this one from here, if the number is the one it expects.
 SEAM: Final = "breakwater-seam"
 
+USAGE: Final = "breakwater-usage"
+"""JSON, on the copy of a shared call's last message that routers get; no caller sees it."""
+
 # Of NATS micro services.
 SERVICE_ERROR: Final = "Nats-Service-Error"
 SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"

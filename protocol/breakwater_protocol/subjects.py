@@ -151,6 +151,9 @@ class Subjects:
         self.ping = subject(
             "ping.{worker}", msgspec.Raw, "Is that worker there? No responders means it is gone."
         )
+        self.tap = subject(
+            "tap.{worker}", commands.Tap, "Another router hears the answer of that call too."
+        )
         self.cancel = subject(
             "cancel.{request}", commands.Cancel, "The caller no longer wants this request's answer."
         )

@@ -37,6 +37,9 @@ PRICE = Price(input=150, output=600)
 COLD: dict[str, Any] = {"temperature": 0}
 """Not sampled: what the cache keeps unless a model's configuration says more."""
 
+USAGE = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+"""Of a stream, before its last word."""
+
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, object]]:
@@ -509,6 +512,85 @@ async def test_who_wants_a_whole_answer_waits_for_the_end_of_a_stream() -> None:
         assert gateway.provider.seen == ["a"]
 
 
+async def test_a_stream_that_finds_a_whole_call_is_given_its_answer_at_once() -> None:
+    async with stage(cached()) as gateway:
+        first = gateway.ask(**COLD)
+        call = await gateway.provider.next_call()
+        waiting = [
+            gateway.ask(stream=True, **COLD),
+            gateway.ask(stream=True, stream_options={"include_usage": True}, **COLD),
+        ]
+        await asyncio.sleep(1)
+        call.reply(200, ANSWER)
+        assert says(await first.reply()) == "hi"
+        streams = [await whole(caller) for caller in waiting]
+        assert [said(messages) for messages in streams] == ["hi"] * 2
+        assert {messages[-1].headers["breakwater-cache"] for messages in streams} == {"coalesced"}
+        assert b'"usage"' not in streams[0][0].data
+        assert b'"total_tokens":4' in streams[1][0].data
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_a_stream_waits_for_a_whole_answer_for_half_its_time_to_a_first_token() -> None:
+    async with stage(cached()) as gateway:
+        first = gateway.ask(**COLD)
+        call = await gateway.provider.next_call()
+        began = asyncio.get_running_loop().time()
+        waiting = [
+            gateway.ask(stream=True, headers={"breakwater-ttft-timeout": "2s"}, **COLD)
+            for _ in range(3)
+        ]
+        own = await gateway.provider.next_call()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(1.0, abs=0.1)
+        stream(own, "Hel", "lo")
+        for caller in waiting:
+            assert said(await whole(caller)) == "Hello"
+        call.reply(200, ANSWER)
+        assert says(await first.reply()) == "hi"
+        assert gateway.provider.seen == ["a", "a"], "the streams that waited share one call"
+
+
+@pytest.mark.parametrize("led_with_usage", [False, True])
+async def test_streams_share_a_call_whether_or_not_they_want_usage(led_with_usage: bool) -> None:
+    usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    async with stage(cached()) as gateway:
+        callers = [
+            gateway.ask(stream=True, **(usage if wants else {}), **COLD)
+            for wants in (led_with_usage, True, False)
+        ]
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hi"), delta("", "stop"))
+        call.send(USAGE, b"data: [DONE]\n\n")
+        call.end()
+        answers = [await whole(caller) for caller in callers]
+        for messages, wants in zip(answers, (led_with_usage, True, False), strict=True):
+            assert said(messages) == "Hi"
+            told = [m for m in messages if b'"usage"' in m.data]
+            assert len(told) == wants
+            numbers = [m.headers["breakwater-seq"] for m in messages]
+            assert numbers == [str(n) for n in range(len(numbers))]
+        assert all("breakwater-usage" not in m.headers for each in answers for m in each)
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_what_is_not_kept_is_shared_with_all_that_wait_for_it() -> None:
+    cut = json.loads(ANSWER)
+    cut["choices"][0]["finish_reason"] = "length"
+    async with stage(cached()) as gateway:
+        first = gateway.ask(**COLD)
+        call = await gateway.provider.next_call()
+        waiting = gateway.ask(stream=True, **COLD)
+        await asyncio.sleep(0.1)
+        call.reply(200, json.dumps(cut).encode())
+        assert says(await first.reply()) == "hi"
+        assert said(await whole(waiting)) == "hi"
+        await asyncio.sleep(0.1)
+        assert gateway.provider.seen == ["a"]
+        gateway.ask(**COLD)
+        await gateway.provider.next_call()
+
+
 # ---------------------------------------------------------------- stale
 
 
@@ -603,6 +685,93 @@ async def test_when_the_leading_router_dies_another_one_leads() -> None:
             assert replies[-1].headers["breakwater-end"] == "ok"
         assert len(mine) == 50
         assert gateway.provider.seen == ["a", "a"]
+
+
+@asynccontextmanager
+async def leading_router_dies(gateway: Gateway) -> AsyncIterator[tuple[list[Caller], Call]]:
+    """In the middle of a stream that callers at both routers hear; yields those at the one that lives."""
+    work: list[Work] = []
+    await gateway.bus.subscribe("bw.v1.work.*", lambda m: work.append(SUBJECTS.work.decode(m.data)))
+    callers = [gateway.ask(stream=True, **COLD) for _ in range(20)]
+    call = await gateway.provider.next_call()
+    call.start()
+    call.send(delta("Hel"))
+    for caller in callers:
+        await caller.reply()
+    await asyncio.sleep(0.1)
+    led = int(work[0].request.removeprefix("r")) % 2
+    gateway.kill("router" if led else "router-2")
+    yield [callers[1 - led], *callers[led::2]], call
+
+
+async def test_a_stream_is_heard_to_its_end_everywhere_when_the_leading_router_dies() -> None:
+    async with two_routers() as gateway, leading_router_dies(gateway) as (callers, call):
+        for word in ("lo", ", ", "how", " are"):
+            call.send(delta(word))
+            await asyncio.sleep(2)
+        call.send(delta(" you", "stop"), USAGE, b"data: [DONE]\n\n")
+        call.end()
+        await asyncio.sleep(1)
+        for caller in callers:
+            assert said(caller.all) == "Hello, how are you"
+            assert caller.all[-1].headers["breakwater-end"] == "ok"
+            assert caller.all[-1].headers["breakwater-cost-usd"] != "unknown"
+        caches = [caller.all[-1].headers["breakwater-cache"] for caller in callers]
+        assert caches == ["miss"] + ["coalesced"] * 10, "the first one led"
+        assert gateway.provider.seen == ["a"]
+
+
+async def test_when_the_worker_dies_after_the_leading_router_its_stream_is_partial() -> None:
+    async with two_routers() as gateway, leading_router_dies(gateway) as (callers, _):
+        await asyncio.sleep(3)
+        gateway.kill("worker")
+        await asyncio.sleep(5)
+        for caller in callers[1:]:
+            end = caller.all[-1].headers
+            assert (end["breakwater-end"], end["breakwater-partial"]) == ("partial", "worker_lost")
+
+
+async def test_a_cut_after_the_leading_router_died_is_gone_on_with_where_the_model_says_so() -> (
+    None
+):
+    settings = cached()
+    model = msgspec.structs.replace(settings.models["m"], on_cut="continue")
+    settings = msgspec.structs.replace(settings, models={"m": model})
+    async with two_routers(settings) as gateway, leading_router_dies(gateway) as (callers, call):
+        await asyncio.sleep(3)
+        call.cut()
+        rest = await gateway.provider.next_call()
+        assert {"role": "assistant", "content": "Hel"} in rest.body["messages"]
+        rest.start()
+        rest.send(delta("lo"), delta("", "stop"), b"data: [DONE]\n\n")
+        rest.end()
+        await asyncio.sleep(1)
+        for caller in callers[1:]:
+            assert said(caller.all) == "Hello"
+            assert caller.all[-1].headers["breakwater-end"] == "ok"
+            numbers = [m.headers["breakwater-seq"] for m in caller.all]
+            assert numbers == [str(n) for n in range(len(numbers))]
+        assert len(gateway.provider.seen) == 2
+
+
+@pytest.mark.parametrize("led_by_stream", [True, False])
+async def test_routers_share_a_call_whatever_the_form(led_by_stream: bool) -> None:
+    async with two_routers() as gateway:
+        callers = [gateway.ask(stream=led_by_stream, **COLD)]
+        call = await gateway.provider.next_call()
+        streams = [led_by_stream, *[True, True, False, False] * 5]
+        callers += [gateway.ask(stream=streamed, **COLD) for streamed in streams[1:]]
+        await asyncio.sleep(0.1)
+        if led_by_stream:
+            stream(call, "h", "i")
+        else:
+            call.reply(200, ANSWER)
+        await asyncio.sleep(1)
+        for caller, streamed in zip(callers, streams, strict=True):
+            text = said(caller.all) if streamed else says(caller.all[-1])
+            assert text == "hi"
+        assert gateway.provider.seen == ["a"]
+        assert {r.router for r in gateway.requests} == {"router", "router-2"}
 
 
 async def test_followers_elsewhere_keep_the_call_when_its_leader_leaves() -> None:

@@ -1,6 +1,7 @@
 """One worker, asked directly: what it says to whom, whatever its provider does."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,8 +13,9 @@ from tests.virtual_time import VirtualTimeLoop
 from breakwater_gateway.config.model import Config, Limits, Price
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
-from breakwater_protocol.commands import Cancel, Finished, Started, WorkReply
+from breakwater_protocol.commands import Cancel, Finished, Started, Tap, WorkReply
 from breakwater_protocol.events import TargetLoad
+from breakwater_protocol.flights import FLIGHT, TAPPED, Tapped
 
 pytestmark = pytest.mark.anyio
 
@@ -89,13 +91,41 @@ async def test_whatever_the_caller_is_told_the_copy_is_told_too() -> None:
         ]
 
 
-async def test_a_whole_answer_is_copied_too() -> None:
+async def test_a_whole_answer_is_copied_too_with_what_the_provider_counted() -> None:
     async with worker() as gateway:
         order = Order(gateway)
         (await gateway.provider.next_call()).reply(200, ANSWER)
         await order.finished()
         (one,), (other,) = order.caller.all, order.copy.all
-        assert (one.data, one.headers) == (other.data, other.headers)
+        usage = json.loads(other.headers["breakwater-usage"])
+        assert (usage["input"], usage["output"]) == (3, 1)
+        told = {**one.headers, "breakwater-usage": other.headers["breakwater-usage"]}
+        assert (one.data, told) == (other.data, other.headers)
+
+
+async def test_another_router_that_taps_the_call_is_told_from_when_on_and_hears_the_rest() -> None:
+    async with worker() as gateway:
+        order = Order(gateway, stream=True)
+        call = await gateway.provider.next_call()
+        call.start()
+        call.send(delta("Hel"))
+        await order.caller.reply()
+        router = Caller()
+        inbox = gateway.bus.open_inbox(router.hear).subject
+        for attempt in (2, 1):  # of the first of these it knows nothing
+            tap = SUBJECTS.tap.encode(Tap("r1", attempt, inbox))
+            gateway.bus.publish(SUBJECTS.tap.at("worker"), tap)
+        told = await router.reply()
+        assert told.headers == {FLIGHT: TAPPED}
+        assert msgspec.json.decode(told.data, type=Tapped) == Tapped("worker", 1, 1)
+        call.send(delta("lo", "stop"), DONE)
+        await order.finished()
+        rest = [(m.data, m.headers) for m in order.copy.all[1:]]
+        assert [(m.data, m.headers) for m in router.all[1:]] == rest
+        tap = SUBJECTS.tap.encode(Tap("r1", 1, inbox))
+        gateway.bus.publish(SUBJECTS.tap.at("worker"), tap)
+        await asyncio.sleep(0.1)
+        assert len(router.all) == 3, "it is over"
 
 
 def limited(places: int) -> Config:

@@ -1,10 +1,13 @@
 """Calls that more than one request waits for: what is said, who follows, who leads next."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from breakwater_gateway.router.flights import LEADERS_MAX, Flight, Flights, Form
 from breakwater_gateway.router.home import ALIVE_S, Home
 from breakwater_protocol import failures as f
+from breakwater_protocol.flights import Tapped
 
 STREAM = Form(stream=True, usage=False)
 WHOLE = Form(stream=False, usage=False)
@@ -95,22 +98,63 @@ def test_nobody_leads_anew_once_something_was_said() -> None:
     assert one.succeed(f.StreamCut()) is None
 
 
-def test_a_whole_answer_may_come_from_a_stream_and_never_the_other_way_round() -> None:
+def test_one_in_the_same_form_is_joined_before_any_other() -> None:
     flights: Flights[str] = Flights()
-    streaming = flight()
+    whole, streaming, told = flight(WHOLE), flight(), flight(Form(stream=True, usage=True))
+    flights.add(whole)
+    assert flights.to_join("d", STREAM) is whole
+    assert flights.to_join("d", STREAM, alike=True) is None
+    assert flights.to_join("other", STREAM) is None
+    flights.add(told)
+    assert flights.to_join("d", STREAM) is told, "it streams too"
     flights.add(streaming)
     assert flights.to_join("d", STREAM) is streaming
-    assert flights.to_join("d", WHOLE) is streaming
-    assert flights.to_join("other", STREAM) is None
-    flights.remove(streaming)
-    whole = flight(WHOLE)
-    flights.add(whole)
-    assert flights.to_join("d", STREAM) is None
     assert flights.to_join("d", WHOLE) is whole
-    assert flights.led(whole.key) is whole
+    assert flights.led("d") == [whole, told, streaming]
     whole.follow("elsewhere")
     assert whole.followers == ["leader"]
-    assert flights.led(whole.key) is None
+    assert flights.led("d") == [told, streaming]
+
+
+MESSAGES = [(bytes([65 + n]), chunk(n)) for n in range(6)] + [(b"", chunk(6, end="ok"))]
+
+
+@given(data=st.data(), since=st.integers(0, 6))
+def test_an_answer_that_comes_in_two_ways_is_heard_once_and_in_order(
+    data: st.DataObject, since: int
+) -> None:
+    """The router that leads says the first ones, up to where it hears that the worker says the rest."""
+    until = data.draw(st.integers(since, 7))
+    ways = [MESSAGES[:until], MESSAGES[since:]]
+    one = flight()
+    found: list[bytes] = []
+    while any(ways):
+        way = data.draw(st.sampled_from([way for way in ways if way]))
+        found += [said.data for said in one.arrive(*way.pop(0))]
+    assert found == [data for data, _ in MESSAGES]
+    assert one.end is not None
+
+
+def test_another_attempt_that_goes_on_is_taken_where_the_first_one_stopped() -> None:
+    one = flight()
+    one.arrive(b"a", chunk(0))
+    assert one.arrive(b"d", chunk(2, attempt="2")) == []
+    assert one.arrive(b"x", chunk(3)) == [], "of the first attempt, which was cut"
+    found = one.arrive(b"c", chunk(1, attempt="2", seam="other"))
+    assert [said.data for said in found] == [b"c", b"d"]
+    assert one.attempt == 2
+    assert one.seam
+
+
+def test_a_flight_stands_alone_once_all_that_is_to_come_comes_from_the_worker() -> None:
+    one = flight()
+    one.arrive(b"a", chunk(0))
+    one.tap = Tapped("w", attempt=1, seq=2)
+    assert not one.stands_alone, "the second message is under way"
+    one.arrive(b"b", chunk(1))
+    assert one.stands_alone
+    one.arrive(b"c", chunk(2, attempt="2", seam="other"))
+    assert not one.stands_alone, "another worker is at it"
 
 
 def test_all_routers_find_the_same_home_and_keys_spread_over_them() -> None:
@@ -152,3 +196,5 @@ def test_a_router_without_others_is_home_to_all() -> None:
     home.heard("b", 5.0, draining=True)
     assert home.alone(5.0)
     assert home.of("k", 5.0) == "a"
+    assert home.is_alive("b", 5.0 + ALIVE_S), "it finishes what it leads"
+    assert not home.is_alive("b", 5.1 + ALIVE_S)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from breakwater_gateway.cache import forms
 from breakwater_gateway.cache.entry import Entry, Form
+from breakwater_protocol.chat import Usage
 
 _ID: Final = {"chat": b"id", "messages": b"id", "generate": b"responseId"}
 _PREFIX: Final = {"chat": "chatcmpl-", "messages": "msg_", "generate": ""}
@@ -71,8 +72,13 @@ def _usage_line(entry: Entry) -> bytes:
         return entry.usage_line
     if entry.usage is None:
         return b""
-    line = forms.usage_line(entry.api, entry.usage, entry.model)
-    first = _id_in(entry.payload, _ID["chat"])
+    return usage_line(entry.payload, entry.usage, entry.model)
+
+
+def usage_line(payload: bytes, usage: Usage, model: str) -> bytes:
+    """The chunk of OpenAI's chat with which the stream that begins with `payload` tells its usage."""
+    line = forms.usage_line("chat", usage, model)
+    first = _id_in(payload, _ID["chat"])
     # The chunk tells the id of its stream.
     return line if first is None else _id_of(b"id").sub(lambda _: b'"id":' + first, line, count=1)
 

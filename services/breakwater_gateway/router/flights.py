@@ -15,8 +15,11 @@ from msgspec import Struct
 
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.flights import Tapped
 
 T = TypeVar("T")
+EARLY_MAX: Final = 4_096
+"""Messages kept while one before them is still under way."""
 LEADERS_MAX: Final = 2
 """Leaders whose plans may find nobody to answer before all that wait are told so."""
 
@@ -31,17 +34,37 @@ class Said(Struct, frozen=True):
     def ends(self) -> bool:
         return h.END in self.headers or h.SEQ not in self.headers
 
+    @property
+    def number(self) -> int | None:
+        """None: a whole answer."""
+        text = self.headers.get(h.SEQ, "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
 
 class Form(Struct, frozen=True):
-    """How the caller wants its answer: only who wants it alike can be given the same messages."""
+    """How the caller wants its answer: who wants it streamed alike can be given the same messages."""
 
     stream: bool
     usage: bool
 
 
+class Listener:
+    """Another router that follows."""
+
+    __slots__ = ("asked", "inbox", "until")
+
+    def __init__(self, inbox: str) -> None:
+        self.inbox = inbox
+        self.asked = False
+        """The worker was asked to talk to it itself …"""
+        self.until: int | None = None
+        """… and does so from this message on."""
+
+
 class Flight(Generic[T]):
     __slots__ = (
         "_attempt",
+        "_early",
         "_room",
         "broken",
         "claiming",
@@ -56,6 +79,7 @@ class Flight(Generic[T]):
         "remote",
         "said",
         "seam",
+        "tap",
         "whole",
     )
 
@@ -67,8 +91,7 @@ class Flight(Generic[T]):
         self.remote = ""
         self.claiming = False
         """Whether another router leads is being asked."""
-        self.listeners: list[str] = []
-        """Inboxes of other routers that follow."""
+        self.listeners: list[Listener] = []
         self.leaders = 1
         self.followers: list[T] = []
         self.said: list[Said] = []
@@ -82,13 +105,11 @@ class Flight(Generic[T]):
         """A message is missing: what came is no answer."""
         self.seam = False
         """Another deployment went on where the first was cut."""
+        self.tap: Tapped | None = None
+        """Where another router leads: the worker talks to us itself."""
         self._room = bytes_max
         self._attempt = ""
-
-    @property
-    def key(self) -> str:
-        """The question and its form, for all routers."""
-        return f"{self.digest}.{self.form.stream:d}{self.form.usage:d}"
+        self._early: dict[tuple[str, int], Said] = {}
 
     def follow(self, router: str) -> None:
         """Another router leads: who led here follows with the others."""
@@ -97,8 +118,24 @@ class Flight(Generic[T]):
         self.leader, self.remote = None, router
 
     @property
+    def first_line(self) -> bytes:
+        """Of a stream, while it is kept."""
+        return self.said[0].data.partition(b"\n")[0] if self.said else b""
+
+    @property
     def began(self) -> bool:
         return bool(self._attempt)
+
+    @property
+    def attempt(self) -> int:
+        """The one that answers; 0 before it does."""
+        return int(self._attempt or 0)
+
+    @property
+    def stands_alone(self) -> bool:
+        """What is still to come comes from the worker, whoever led."""
+        tap = self.tap
+        return tap is not None and tap.attempt == self.attempt and tap.seq <= self.heard
 
     @property
     def joinable(self) -> bool:
@@ -120,6 +157,8 @@ class Flight(Generic[T]):
                 return None
             self.seam = True
             self._attempt = attempt
+            for listener in self.listeners:
+                listener.asked, listener.until = False, None
         said = Said(data, headers)
         self.heard += 1
         if said.ends:
@@ -132,6 +171,31 @@ class Flight(Generic[T]):
             else:
                 self.said.append(said)
         return said
+
+    def arrive(self, data: bytes, headers: Mapping[str, str]) -> list[Said]:
+        """The next messages of an answer that comes in two ways, from the router that leads and from the
+        worker: each once, in order."""
+        said = Said(data, headers)
+        number = said.number
+        if number is not None and number != self.heard:
+            if number > self.heard and len(self._early) < EARLY_MAX:
+                self._early[_place(said), number] = said
+            elif number > self.heard:
+                self.broken = True
+            return []
+        found: list[Said] = []
+        following: Said | None = said
+        while following is not None:
+            heard = self.hear(following.data, following.headers)
+            if heard is None:
+                break
+            found.append(heard)
+            following = self._early.pop((self._attempt, self.heard), None) or self._early.pop(
+                (_SEAM, self.heard), None
+            )
+        if self.end is not None:
+            self._early.clear()
+        return found
 
     def leave(self, follower: T) -> bool:
         """False when it did not follow."""
@@ -156,8 +220,18 @@ class Flight(Generic[T]):
             self.leaders += 1
         self.broken = False
         self.remote = ""
+        self.tap = None
+        self._early.clear()
         self.leader = self.followers.pop(0)
         return self.leader
+
+
+_SEAM: Final = "seam"
+
+
+def _place(said: Said) -> str:
+    """Of a message that came early: its attempt, or that another one goes on with it."""
+    return _SEAM if h.SEAM in said.headers else said.headers.get(h.ATTEMPT, "1")
 
 
 _OF_THE_REQUEST: Final = (
@@ -183,7 +257,7 @@ _OF_THE_LEADER: Final = (
 
 
 class Flights(Generic[T]):
-    """Those in the air, by digest and form."""
+    """Those in the air, by digest."""
 
     __slots__ = ("_flights",)
 
@@ -203,21 +277,18 @@ class Flights(Generic[T]):
             if not flights:
                 del self._flights[flight.digest]
 
-    def led(self, key: str) -> Flight[T] | None:
-        """The one of that key that is led here."""
-        for flight in self._flights.get(key.partition(".")[0], ()):
-            if flight.key == key and flight.leader is not None:
-                return flight
-        return None
+    def led(self, digest: str) -> list[Flight[T]]:
+        """Those of the question that are led here."""
+        flights = self._flights.get(digest, ())
+        return [flight for flight in flights if flight.leader is not None]
 
-    def to_join(self, digest: str, form: Form) -> Flight[T] | None:
-        """One that says the same in the same form; else, for who wants a whole answer, a stream's end."""
-        flights = self._flights.get(digest)
-        if flights is None:
-            return None
-        for flight in flights:
-            if flight.form == form and flight.joinable:
-                return flight
-        if form.stream:
-            return None
-        return next((flight for flight in flights if flight.joinable), None)
+    def to_join(self, digest: str, form: Form, *, alike: bool = False) -> Flight[T] | None:
+        """One that says the same, best in the same form; `alike`: only one that streams as `form` does."""
+        best: Flight[T] | None = None
+        for flight in self._flights.get(digest, ()):
+            if flight.joinable and not (alike and flight.form.stream != form.stream):
+                if flight.form == form:
+                    return flight
+                if best is None or flight.form.stream == form.stream:
+                    best = flight
+        return best

@@ -14,11 +14,13 @@ CLAIMS_MAX: Final = 65_536
 
 
 class Home:
-    __slots__ = ("_claims", "_peers", "own")
+    __slots__ = ("_claims", "_leaving", "_peers", "own")
 
     def __init__(self, own: str) -> None:
         self.own = own
         self._peers: dict[str, float] = {}
+        self._leaving: dict[str, float] = {}
+        """Those that finish what they have in hand, and are home to nothing any more."""
         self._claims: dict[str, tuple[str, float]] = {}
 
     def heard(self, router: str, now: float, *, draining: bool = False) -> None:
@@ -26,6 +28,8 @@ class Home:
             return
         if draining:
             self._peers.pop(router, None)
+            self._leaving = {r: at for r, at in self._leaving.items() if now - at <= ALIVE_S}
+            self._leaving[router] = now
         else:
             self._peers[router] = now
 
@@ -37,7 +41,12 @@ class Home:
         return not self._peers
 
     def is_alive(self, router: str, now: float) -> bool:
-        return router == self.own or now - self._peers.get(router, -ALIVE_S - 1) <= ALIVE_S
+        if router == self.own:
+            return True
+        at = self._peers.get(router)
+        if at is None:
+            at = self._leaving.get(router)
+        return at is not None and now - at <= ALIVE_S
 
     def of(self, key: str, now: float) -> str:
         """The router that is home to the key."""

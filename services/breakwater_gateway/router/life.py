@@ -75,6 +75,7 @@ class Life:
         "dropped",
         "first_token_s",
         "flight",
+        "given",
         "gone",
         "hedges",
         "home",
@@ -192,6 +193,8 @@ class Life:
         """Of the question, where its answer may be kept."""
         self.flight: Flight[Life] | None = None
         """The calls that it leads or follows."""
+        self.given = 0
+        """Messages of a shared stream that its caller was sent."""
         self.gone = False
         """Its caller has left, and others wait for the answer."""
         self.saved_nano_usd: int | None = None

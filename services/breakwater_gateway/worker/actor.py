@@ -59,6 +59,7 @@ from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Cancel, Finished, Leave, Started, Work
 from breakwater_protocol.events import Alert, AttemptFinished, RateLimits
+from breakwater_protocol.flights import CUT, FLIGHT, TAPPED, Tapped
 
 USER_AGENT: Final = f"breakwater/{__version__}"
 _COMMON_HEADERS: Final = (
@@ -71,6 +72,7 @@ _SECRETS_S: Final = 60.0
 _LINGER_S: Final = 0.25
 _LINGER_BYTES: Final = 4096
 _LEAVE_S: Final = 1.0
+_TAPS_MAX: Final = 64
 _ERROR_BODY_MAX: Final = 64 * 1024
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
@@ -117,6 +119,7 @@ class _Run:
         "started",
         "stop",
         "stream_open",
+        "taps",
         "task",
         "timer",
         "usage",
@@ -145,6 +148,8 @@ class _Run:
         self.finish_sent = False
         """The caller has its terminal message."""
         self.seq = work.seq_from
+        self.taps: tuple[str, ...] = ()
+        """Inboxes of other routers that hear the answer."""
         self.usage: Usage | None = None
         self.metered = False
         """`usage` is our own count."""
@@ -219,6 +224,7 @@ class Worker(Actor):
         self._subscriptions = [
             await bus.subscribe(subjects.cancel.any(), self._on_cancel),
             await bus.subscribe(subjects.ping.at(own), self._on_ping),
+            await bus.subscribe(subjects.tap.at(own), self._on_tap),
             await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(subjects.work.at(own), self._on_work),
         ]
@@ -270,6 +276,19 @@ class Worker(Actor):
     def _on_ping(self, message: Message) -> None:
         if message.reply:
             self.context.bus.publish(message.reply, b"{}")
+
+    def _on_tap(self, message: Message) -> None:
+        try:
+            tap = self.context.subjects.tap.decode(message.data)
+        except msgspec.MsgspecError as error:
+            self.context.log.warning("bad_tap", error=str(error))
+            return
+        run = self._live.get(tap.request, {}).get(tap.attempt)
+        if run is None or run.finish_sent or len(run.taps) >= _TAPS_MAX:
+            return
+        run.taps = (*run.taps, tap.to)
+        told = msgspec.json.encode(Tapped(self.context.id, tap.attempt, run.seq))
+        self.context.bus.publish(tap.to, told, headers={FLIGHT: TAPPED})
 
     def _on_heartbeat(self, message: Message) -> None:
         try:
@@ -420,6 +439,9 @@ class Worker(Actor):
                 partial = f.kind(failure)
                 if not run.work.hand_back or isinstance(failure, f.Cancelled):
                     self._send_end(run, "partial", partial)
+                else:
+                    for tap in run.taps:
+                        self.context.bus.publish(tap, headers={FLIGHT: CUT})
             self._report(run, failure, partial=partial)
             self._publish_event(run, failure, partial=partial)
         except BusError as error:
@@ -555,7 +577,6 @@ class Worker(Actor):
     def _answer(
         self, run: _Run, exchange: Exchange, body: bytes, place: _Place
     ) -> f.Failure | None:
-        work = run.work
         answer = exchange.answer(body)
         if not isinstance(answer, Whole):
             return _without(answer, place.secrets)
@@ -565,7 +586,7 @@ class Worker(Actor):
         headers.update(self._totals(run))
         if answer.repaired:
             headers[h.REPAIRED] = "tool_call"
-        self._say(work, answer.body, headers)
+        self._say(run, answer.body, headers, last=True)
         run.started = run.finish_sent = True
         return None
 
@@ -638,7 +659,7 @@ class Worker(Actor):
                 headers.update(self._facts(run))
             run.started = True
         run.seq += 1
-        self._say(work, lines[0] if len(lines) == 1 else b"\n".join(lines), headers)
+        self._say(run, lines[0] if len(lines) == 1 else b"\n".join(lines), headers)
 
     def _send_end(self, run: _Run, end: str, partial: str) -> None:
         headers = {h.SEQ: str(run.seq), h.END: end}
@@ -649,13 +670,18 @@ class Worker(Actor):
         if partial:
             headers[h.PARTIAL] = partial
         run.finish_sent = True
-        self._say(run.work, b"", headers)
+        self._say(run, b"", headers, last=True)
 
-    def _say(self, work: Work, data: bytes, headers: dict[str, str]) -> None:
-        bus = self.context.bus
-        bus.publish(work.answer_to, data, headers=headers)
-        if work.copy_to:
-            bus.publish(work.copy_to, data, headers=headers)
+    def _say(self, run: _Run, data: bytes, headers: dict[str, str], *, last: bool = False) -> None:
+        bus, copy_to = self.context.bus, run.work.copy_to
+        bus.publish(run.work.answer_to, data, headers=headers)
+        if not copy_to:
+            return
+        if last and run.usage is not None:
+            headers = {**headers, h.USAGE: msgspec.json.encode(run.usage).decode()}
+        bus.publish(copy_to, data, headers=headers)
+        for tap in run.taps:
+            bus.publish(tap, data, headers=headers)
 
     def _facts(self, run: _Run) -> dict[str, str]:
         work = run.work

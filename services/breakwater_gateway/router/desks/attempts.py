@@ -102,7 +102,7 @@ class Attempts:
         """The request may call providers from now on."""
         life.inbox = self.context.bus.open_inbox(partial(self._on_reply, life))
         if life.stream and life.model.on_cut == "continue":
-            life.copies = Copies(COPIES_BYTES_MAX)
+            life.copies = life.copies or Copies(COPIES_BYTES_MAX)
             if life.copies_inbox is None:
                 life.copies_inbox = self.context.bus.open_inbox(partial(self._on_copy, life))
         self.advance(life)

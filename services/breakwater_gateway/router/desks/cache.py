@@ -21,7 +21,7 @@ from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
 from breakwater_gateway.router.desks.meaning import Meaning, ineligible
-from breakwater_gateway.router.desks.shared import Shared
+from breakwater_gateway.router.desks.shared import Shared, marks, nano_usd, usage_of
 from breakwater_gateway.router.eligible import Eligible
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
@@ -301,21 +301,27 @@ class CacheDesk:
     # ------------------------------------------------------------ keeping an answer
 
     def _landed(
-        self, life: Life, flight: Flight[Life], reply: Finished, waiting: list[Life], /
-    ) -> None:
-        """A call that was led here was answered in full."""
-        entry = self._entry(life, flight, reply)
+        self, life: Life | None, flight: Flight[Life], waiting: list[Life], /
+    ) -> list[Life]:
+        """A shared call was answered in full. Only who led it keeps the answer."""
+        one = life or (waiting[0] if waiting else None)
+        if one is None:
+            return []
+        entry = self._entry(one, flight)
         if isinstance(entry, str):
-            self._count("store", entry)
-            for other in waiting:
-                self._on_its_own(other)
-            return
-        self._count("store", "kept")
-        self.kept.keep(entry, partial(self._tell_meaning, life, entry))
-        held = Held(entry, 0)
+            if life is not None:
+                self._count("store", entry)
+            return waiting
+        if life is not None:
+            why = self._unfit(life, entry)
+            self._count("store", why or "kept")
+            if not why:
+                self.kept.keep(entry, partial(self._tell_meaning, life, entry))
+        held, told = Held(entry, 0), marks(flight.said[0].headers)
         for other in waiting:
             other.flight = None
-            self._serve(other, held, "coalesced")
+            self._serve(other, held, "coalesced", told)
+        return []
 
     def _tell_meaning(self, life: Life, entry: Entry) -> None:
         """The bucket has the answer: who matches by meaning may name it from now on."""
@@ -340,12 +346,17 @@ class CacheDesk:
             )
         )
 
-    def _on_its_own(self, life: Life) -> None:
-        life.flight, life.verdict = None, "miss"
-        self._begin(life)
+    @staticmethod
+    def _unfit(life: Life, entry: Entry) -> str:
+        """Why the answer is not kept; empty: it is."""
+        if life.key is None or life.key.once:
+            return ""
+        if life.altered:
+            return "degraded"
+        return entries.unfit(entry.api, entry.form, entry.payload)
 
-    def _entry(self, life: Life, flight: Flight[Life], reply: Finished) -> Entry | str:
-        """What is to be kept, or a word for why nothing is."""
+    def _entry(self, life: Life, flight: Flight[Life]) -> Entry | str:
+        """The answer as it may be given again, or a word for why it cannot be."""
         key, end, policy = life.key, flight.end, life.home.cache
         if key is None or end is None:
             return "no_key"
@@ -353,17 +364,13 @@ class CacheDesk:
             return "too_large"
         if flight.broken or flight.seam:
             return "partial"
-        if life.altered and not key.once:
-            return "degraded"
-        form: Form = "lines" if life.stream else "body"
+        streamed = flight.form.stream
+        form: Form = "lines" if streamed else "body"
         lines = [line for said in flight.said for line in said.data.split(b"\n") if line]
         usage_line = b""
-        if life.stream and life.api == "chat" and lines and entries.is_usage_line(lines[-1]):
+        if streamed and life.api == "chat" and lines and entries.is_usage_line(lines[-1]):
             usage_line = lines.pop()
-        payload = b"\n".join(lines) if life.stream else end.data
-        why = "" if key.once else entries.unfit(life.api, form, payload)
-        if why:
-            return why
+        payload = b"\n".join(lines) if streamed else end.data
         clock = self._context.clock
         fresh_s = life.options.cache_ttl_s or policy.exact_s
         if policy.semantic is not None and life.options.cache_ttl_s is None:
@@ -385,9 +392,9 @@ class CacheDesk:
             fresh_s=fresh_s,
             kept_s=fresh_s + stale_s,
             usage_line=usage_line,
-            usage=reply.usage,
-            cost_nano_usd=reply.cost_nano_usd,
-            deployment=life.deployment,
+            usage=usage_of(end.headers),
+            cost_nano_usd=nano_usd(end.headers.get(h.COST_USD, "")),
+            deployment=first.get(h.DEPLOYMENT, ""),
             dropped=first.get(h.DROPPED_PARAMS, ""),
         )
 

@@ -6,29 +6,36 @@ from typing import Final, Protocol
 
 import msgspec
 
-from breakwater_gateway.router.flights import Flight
+from breakwater_gateway.router.flights import Flight, Form, Listener, Said
 from breakwater_gateway.router.home import Home
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Inbox, Message
+from breakwater_protocol import flights
+from breakwater_protocol import headers as h
+from breakwater_protocol.commands import Tap
 from breakwater_protocol.events import Heartbeat
-from breakwater_protocol.flights import GONE, Claimed, FlightAsk
+from breakwater_protocol.flights import FLIGHT, Claimed, FlightAsk, Joined, Tapped
 
 CLAIM_MAX_S: Final = 3_600.0
 LISTENERS_MAX: Final = 1_024
 CLAIM_S: Final = 0.05
 """A home that does not answer by then is passed by: the call is made."""
+PINGS_MAX: Final = 4
+"""Beats of ours without a word from a worker, whose router is dead, before it is lost too."""
 _claimed: Final = msgspec.json.Decoder(Claimed)
+_joined: Final = msgspec.json.Decoder(Joined)
+_tapped: Final = msgspec.json.Decoder(Tapped)
 
 
 class Sharing(Protocol):
     """What the desk for shared calls does with what comes from elsewhere."""
 
-    def to_join(self, key: str) -> Flight[Life] | None: ...
-    def led(self, key: str) -> Flight[Life] | None: ...
+    def led(self, digest: str) -> list[Flight[Life]]: ...
     def hear_remote(self, flight: Flight[Life], message: Message) -> None: ...
     def followed(self, flight: Flight[Life]) -> None: ...
-    def lost_remote(self, flight: Flight[Life]) -> None: ...
+    def formed(self, flight: Flight[Life], form: Form) -> None: ...
+    def lost_remote(self, flight: Flight[Life], reason: str) -> None: ...
     def left_remote(self, flight: Flight[Life]) -> None: ...
 
 
@@ -41,13 +48,19 @@ class Fleet:
         """Flights that another router leads."""
         self._claimed: dict[Flight[Life], str] = {}
         """Flights that we lead, and the home that was told."""
+        self._orphans: dict[Flight[Life], _Watch] = {}
+        """Flights whose router is dead, and whose worker we hear ourselves."""
 
     def heard(self, beat: Heartbeat) -> None:
         now = self._context.clock.now()
         self._home.heard(beat.id, now, draining=beat.draining)
         if self._joined:
             for flight in [f for f in self._joined if not self._home.is_alive(f.remote, now)]:
-                self._lost(flight)
+                if flight.stands_alone:
+                    if beat.id == self._context.id:
+                        self._watch(flight)
+                else:
+                    self._lost(flight, "router_lost")
 
     def claim(self, flight: Flight[Life], left_s: float, lead: Callable[[], None]) -> None:
         """`lead` is called, now or soon, unless another router leads: then the flight follows it."""
@@ -55,16 +68,16 @@ class Fleet:
         if self._home.alone(now):
             lead()
             return
-        home = self._home.of(flight.key, now)
+        home = self._home.of(flight.digest, now)
         self._claimed[flight] = home
         if home == own:
-            self._told(flight, self._home.claim(flight.key, own, left_s, now), lead)
+            self._told(flight, self._home.claim(flight.digest, own, left_s, now), lead)
             return
         once = _Once(partial(self._answered, flight, lead))
         once.inbox = self._context.bus.open_inbox(once.hear)
         once.timer = self._context.clock.call_at(now + CLAIM_S, once.late)
         self._say(
-            home, FlightAsk("claim", flight.key, router=own, left_s=left_s), once.inbox.subject
+            home, FlightAsk("claim", flight.digest, router=own, left_s=left_s), once.inbox.subject
         )
 
     def _answered(
@@ -89,17 +102,64 @@ class Fleet:
         self._sharing.followed(flight)
         inbox = self._context.bus.open_inbox(partial(self._on_copy, flight))
         self._joined[flight] = inbox
-        self._say(leader, FlightAsk("join", flight.key, inbox=inbox.subject), inbox.subject)
+        self._say(leader, FlightAsk("join", flight.digest, inbox=inbox.subject), inbox.subject)
 
     def _on_copy(self, flight: Flight[Life], message: Message) -> None:
-        if message.no_responders or GONE in message.headers:
-            self._lost(flight)
-        else:
+        if flight not in self._joined:
+            return  # it was on its way when the inbox was closed
+        if message.no_responders:
+            self._lost(flight, "router_lost")
+            return
+        word = message.headers.get(FLIGHT)
+        if word is None:
             self._sharing.hear_remote(flight, message)
+            return
+        try:
+            self._on_word(flight, word, message)
+        except msgspec.MsgspecError as error:
+            self._context.log.warning("bad_flight", error=str(error))
 
-    def _lost(self, flight: Flight[Life]) -> None:
+    def _on_word(self, flight: Flight[Life], word: str, message: Message) -> None:
+        match word:
+            case flights.JOINED:
+                joined = _joined.decode(message.data)
+                self._sharing.formed(flight, Form(joined.stream, joined.usage))
+            case flights.TAPPED:
+                flight.tap = tap = _tapped.decode(message.data)
+                ask = FlightAsk("tapped", flight.digest, attempt=tap.attempt, seq=tap.seq)
+                inbox = self._joined[flight].subject
+                self._say(flight.remote, msgspec.structs.replace(ask, inbox=inbox))
+            case flights.CUT:
+                flight.tap = None
+                if flight in self._orphans:
+                    self._lost(flight, "router_lost")
+            case flights.GONE:
+                self._lost(flight, message.headers.get(h.PARTIAL, "router_lost"))
+            case _:
+                self._context.log.warning("bad_flight", error=f"not a word: {word[:40]!r}")
+
+    def _watch(self, flight: Flight[Life]) -> None:
+        """Its router is dead and cannot tell whether the worker still is at it."""
+        watch = self._orphans.get(flight)
+        if watch is None:
+            watch = self._orphans[flight] = _Watch()
+            watch.inbox = self._context.bus.open_inbox(partial(self._on_pong, flight, watch))
+            self._context.log.info("flight_without_router", router=flight.remote)
+        if watch.missed >= PINGS_MAX:
+            self._lost(flight, "worker_lost")
+        elif flight.tap is not None and watch.inbox is not None:
+            watch.missed += 1
+            subject = self._context.subjects.ping.at(flight.tap.worker)
+            self._send(subject, b"", {}, watch.inbox.subject)
+
+    def _on_pong(self, flight: Flight[Life], watch: "_Watch", message: Message) -> None:
+        watch.missed = 0
+        if message.no_responders:
+            self._lost(flight, "worker_lost")
+
+    def _lost(self, flight: Flight[Life], reason: str) -> None:
         self.forget(flight)
-        self._sharing.lost_remote(flight)
+        self._sharing.lost_remote(flight, reason)
 
     def forget(self, flight: Flight[Life]) -> None:
         """The flight is over here: told to who leads it, or to its home."""
@@ -107,12 +167,15 @@ class Fleet:
         if inbox is not None:
             inbox.close()
             if flight.end is None:
-                self._say(flight.remote, FlightAsk("leave", flight.key, inbox=inbox.subject))
+                self._say(flight.remote, FlightAsk("leave", flight.digest, inbox=inbox.subject))
+        watch = self._orphans.pop(flight, None)
+        if watch is not None and watch.inbox is not None:
+            watch.inbox.close()
         home = self._claimed.pop(flight, None)
         if home == self._context.id:
-            self._home.landed(flight.key, home)
+            self._home.landed(flight.digest, home)
         elif home is not None:
-            self._say(home, FlightAsk("landed", flight.key, router=self._context.id))
+            self._say(home, FlightAsk("landed", flight.digest, router=self._context.id))
 
     # ------------------------------------------------------------ asked by others
 
@@ -132,26 +195,76 @@ class Fleet:
             case "landed":
                 self._home.landed(ask.key, ask.router)
             case "join":
-                flight = self._sharing.to_join(ask.key)
-                if flight is None or len(flight.listeners) >= LISTENERS_MAX:
-                    self._send(ask.inbox, b"", {GONE: "gone"})
-                    return
-                flight.listeners.append(ask.inbox)
-                for said in flight.said:
-                    self._send(ask.inbox, said.data, dict(said.headers))
+                self._join(ask)
             case "leave":
-                flight = self._sharing.led(ask.key)
-                if flight is not None and ask.inbox in flight.listeners:
-                    flight.listeners.remove(ask.inbox)
+                for flight, listener in self._listening(ask):
+                    flight.listeners.remove(listener)
                     self._sharing.left_remote(flight)
+            case "tapped":
+                for flight, listener in self._listening(ask):
+                    if ask.attempt == flight.attempt:
+                        listener.until = ask.seq
 
-    def pass_on(self, flight: Flight[Life], data: bytes, headers: dict[str, str]) -> None:
-        for inbox in flight.listeners:
-            self._send(inbox, data, headers)
+    def _join(self, ask: FlightAsk) -> None:
+        flight = next((f for f in self._sharing.led(ask.key) if f.joinable), None)
+        if flight is None or len(flight.listeners) >= LISTENERS_MAX:
+            self._send(ask.inbox, b"", {FLIGHT: flights.GONE})
+            return
+        listener = Listener(ask.inbox)
+        flight.listeners.append(listener)
+        self._tell_form(flight, listener)
+        for said in flight.said:
+            self._send(ask.inbox, said.data, dict(said.headers))
+        self._tap(flight, listener)
 
-    def give_up(self, flight: Flight[Life]) -> None:
+    def _listening(self, ask: FlightAsk) -> list[tuple[Flight[Life], Listener]]:
+        return [
+            (flight, listener)
+            for flight in self._sharing.led(ask.key)
+            for listener in flight.listeners
+            if listener.inbox == ask.inbox
+        ]
+
+    def tell_form(self, flight: Flight[Life]) -> None:
+        """The flight is led by another life, and may have another form."""
+        for listener in flight.listeners:
+            self._tell_form(flight, listener)
+
+    def _tell_form(self, flight: Flight[Life], listener: Listener) -> None:
+        joined = Joined(stream=flight.form.stream, usage=flight.form.usage)
+        self._send(listener.inbox, msgspec.json.encode(joined), {FLIGHT: flights.JOINED})
+
+    def pass_on(self, flight: Flight[Life], said: Said) -> None:
+        """To the routers that follow, unless the worker says it to them itself."""
+        number, headers = said.number, dict(said.headers)
+        seam = h.SEAM in headers and len(flight.said) > 1
+        for listener in flight.listeners:
+            if seam:
+                # The last word of the worker that was lost may not have reached everybody.
+                before = flight.said[-2]
+                self._send(listener.inbox, before.data, dict(before.headers))
+            if listener.until is None or number is None or number < listener.until:
+                self._send(listener.inbox, said.data, headers)
+            if not listener.asked:
+                self._tap(flight, listener)
+
+    def _tap(self, flight: Flight[Life], listener: Listener) -> None:
+        """From here on the listener needs us no more to hear the answer."""
+        leader = flight.leader
+        call = leader.call if leader is not None else None
+        if leader is None or call is None or not flight.began or flight.end is not None:
+            return
+        if call.step.attempt != flight.attempt:
+            return
+        listener.asked = True
+        subject = self._context.subjects.tap
+        tap = Tap(leader.request_id, flight.attempt, listener.inbox)
+        self._send(subject.at(call.worker), subject.encode(tap), {})
+
+    def give_up(self, flight: Flight[Life], reason: str) -> None:
         """Nothing will come of it here: who listens may lead."""
-        self.pass_on(flight, b"", {GONE: "gone"})
+        for listener in flight.listeners:
+            self._send(listener.inbox, b"", {FLIGHT: flights.GONE, h.PARTIAL: reason})
         flight.listeners.clear()
 
     def _say(self, router: str, ask: FlightAsk, reply: str = "") -> None:
@@ -163,6 +276,17 @@ class Fleet:
             self._context.bus.publish(subject, data, headers=headers, reply=reply)
         except BusError as error:
             self._context.log.warning("not_sent", subject=subject[:200], error=repr(error))
+
+
+class _Watch:
+    """Over the worker of a flight whose router is dead."""
+
+    __slots__ = ("inbox", "missed")
+
+    def __init__(self) -> None:
+        self.inbox: Inbox | None = None
+        self.missed = 0
+        """Pings that it has not answered."""
 
 
 class _Timer(Protocol):

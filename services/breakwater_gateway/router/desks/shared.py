@@ -4,11 +4,16 @@ The worker's words come in twice: to the leader's caller, and as a copy here, wh
 follows. Each follower has its own request id, pays nothing, and is told that it was given another's answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
-from breakwater_gateway.router.desks.attempts import Ended
+import msgspec
+
+from breakwater_gateway.cache.entry import is_usage_line
+from breakwater_gateway.cache.replay import usage_line
+from breakwater_gateway.router.copies import Copies
+from breakwater_gateway.router.desks.attempts import COPIES_BYTES_MAX, Ended
 from breakwater_gateway.router.desks.fleet import Fleet
 from breakwater_gateway.router.flights import Flight, Flights, Form, Said
 from breakwater_gateway.router.life import Life
@@ -17,15 +22,25 @@ from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Finished
+
+PATIENCE: Final = 0.5
+"""Of its time to a first token: so long a stream waits for a whole answer that another asked for."""
+_MARKS: Final = (
+    *(h.DEPLOYMENT, h.DROPPED_PARAMS, h.RUNG, h.RUNG_REASON),
+    *(h.TRUNCATED, h.CLAMPED, h.REPAIRED),
+)
+"""What the leader's answer says of itself and followers are told too."""
 
 
 class Landed(Protocol):
-    """A flight ended well: what was said may be kept, and given to those that wait for its end."""
+    """A flight ended well. `life`: led it here, and the answer may be kept; None: it was led elsewhere. The
+    answer is given to those that wait for its end; who cannot have it is returned."""
 
     def __call__(
-        self, life: Life, flight: Flight[Life], reply: Finished, waiting: list[Life], /
-    ) -> None: ...
+        self, life: Life | None, flight: Flight[Life], waiting: list[Life], /
+    ) -> list[Life]: ...
 
 
 class Shared:
@@ -99,16 +114,27 @@ class Shared:
         life.note("join", now=self._context.clock.now(), reason=leader)
         if self._gets_all(life, flight):
             for said in list(flight.said):
-                self._pass_on(life, said)
+                self._pass_on(life, flight, said)
 
     def _wait(self, life: Life) -> None:
+        """Up to its deadline; a stream that will come all at once, up to a part of its time to a first token."""
         life.verdict = "coalesced"
-        deadline = life.plan.deadline
-        life.timer = self._context.clock.call_at(deadline, partial(self._on_deadline, life))
+        flight, until = life.flight, life.plan.deadline
+        if life.timer is not None:
+            life.timer.cancel()
+        if flight is not None and life.stream and not flight.form.stream:
+            until = min(until, self._context.clock.now() + life.first_token_s * PATIENCE)
+        life.timer = self._context.clock.call_at(until, partial(self._on_time, life))
 
     def _gets_all(self, life: Life, flight: Flight[Life]) -> bool:
-        """It wants the messages as they are; else it waits for the end, to be given the answer in its form."""
-        return flight.form == Form(life.stream, life.usage_wanted)
+        """It wants the messages as they come; else it waits for the end, to be given the answer in its form."""
+        return flight.form.stream == life.stream
+
+    def _take_form(self, flight: Flight[Life], form: Form) -> None:
+        """What is to come has another form than was thought: nothing was said so far."""
+        flight.form = form
+        for life in flight.followers:
+            self._wait(life)
 
     # ------------------------------------------------------------ what is said
 
@@ -123,52 +149,61 @@ class Shared:
                 self._fail(flight, f.StreamCut("a part of the shared answer is missing"), "gap")
             return
         if flight.listeners:
-            self.fleet.pass_on(flight, said.data, dict(said.headers))
+            self.fleet.pass_on(flight, said)
+        self._tell(flight, said)
+
+    def _tell(self, flight: Flight[Life], said: Said) -> None:
         for follower in list(flight.followers):
             if self._gets_all(follower, flight):
-                self._pass_on(follower, said)
+                self._pass_on(follower, flight, said)
 
     # ------------------------------------------------------------ of other routers
 
-    def to_join(self, key: str) -> Flight[Life] | None:
-        flight = self.flights.led(key)
-        return flight if flight is not None and flight.joinable else None
+    def led(self, digest: str) -> list[Flight[Life]]:
+        return self.flights.led(digest)
 
-    def led(self, key: str) -> Flight[Life] | None:
-        return self.flights.led(key)
+    def formed(self, flight: Flight[Life], form: Form) -> None:
+        if form != flight.form and not flight.began:
+            self._take_form(flight, form)
 
     def hear_remote(self, flight: Flight[Life], message: Message) -> None:
-        said = flight.hear(message.data, message.headers)
-        if said is None:
-            if flight.broken:
-                self._fail(flight, f.StreamCut("a part of the shared answer is missing"), "gap")
-            return
-        for follower in list(flight.followers):
-            if self._gets_all(follower, flight):
-                self._pass_on(follower, said)
-        if said.ends:
-            for life in self._close(flight):
-                self._on_its_own(life)
+        for said in flight.arrive(message.data, message.headers):
+            self._tell(flight, said)
+        end = flight.end
+        if end is not None:
+            waiting = self._close(flight)
+            if end.headers.get(h.END, "ok") == "ok":
+                waiting = self._landed(None, flight, waiting)
+            self._together(waiting)
+        elif flight.broken:
+            self._fail(flight, f.StreamCut("a part of the shared answer is missing"), "gap")
 
-    def lost_remote(self, flight: Flight[Life]) -> None:
+    def lost_remote(self, flight: Flight[Life], reason: str) -> None:
         gone = f.WorkerLost("the router that made the shared call is gone")
-        self._fail(flight, gone, "router_lost")
+        self._fail(flight, gone, reason)
 
     def left_remote(self, flight: Flight[Life]) -> None:
         self._nobody_left(flight)
 
     # ------------------------------------------------------------ what a follower is told
 
-    def _pass_on(self, life: Life, said: Said) -> None:
-        given, headers = said.headers, {}
-        number = given.get(h.SEQ)
-        if number is not None:
-            headers[h.SEQ] = number
-        if number in {None, "0"} or said.ends:
+    def _pass_on(self, life: Life, flight: Flight[Life], said: Said) -> None:
+        given, data = said.headers, said.data
+        headers: dict[str, str] = {}
+        if flight.form.usage != life.usage_wanted:
+            data = self._without_usage(data) if flight.form.usage else data
+            if not data and said.data:
+                return
+            if said.ends and given.get(h.END) == "ok" and life.usage_wanted:
+                self._tell_usage(life, flight, usage_of(given))
+        if h.SEQ in given:
+            headers[h.SEQ] = str(life.given)
+        if h.SEQ not in given or not life.given or said.ends:
             headers.update(life.facts("primary"))
-            for name in (h.DEPLOYMENT, h.DROPPED_PARAMS, h.RUNG, h.RUNG_REASON):
-                if name in given:
-                    headers[name] = given[name]
+            headers.update(marks(given))
+        if h.SEAM in given:
+            headers[h.SEAM] = given[h.SEAM]
+        life.given += 1
         partial_ = ""
         if said.ends:
             life.saved_nano_usd = nano_usd(given.get(h.COST_USD, ""))
@@ -178,15 +213,27 @@ class Shared:
                 headers[h.END] = given[h.END]
             if partial_ := given.get(h.PARTIAL, ""):
                 headers[h.PARTIAL] = partial_
-        self._send(life, said.data, headers)
+        self._send(life, data, headers)
         if said.ends:
             self._ended(life, None, partial=partial_)
 
-    def _end_partial(
-        self, life: Life, flight: Flight[Life], reason: str, failure: f.Failure
-    ) -> None:
+    @staticmethod
+    def _without_usage(data: bytes) -> bytes:
+        """It did not ask for usage on its stream."""
+        if b'"usage"' not in data:
+            return data
+        return b"\n".join(line for line in data.split(b"\n") if not is_usage_line(line))
+
+    def _tell_usage(self, life: Life, flight: Flight[Life], usage: Usage | None) -> None:
+        """It asked for usage on its stream, and the leader did not."""
+        if usage is not None:
+            line = usage_line(flight.first_line, usage, life.asked.model)
+            self._send(life, line, {h.SEQ: str(life.given)})
+            life.given += 1
+
+    def _end_partial(self, life: Life, reason: str, failure: f.Failure) -> None:
         """It has a part of the answer, and there will be no more."""
-        headers = {h.SEQ: str(flight.heard), h.END: "partial", **life.facts("primary")}
+        headers = {h.SEQ: str(life.given), h.END: "partial", **life.facts("primary")}
         headers.update({h.PARTIAL: reason, h.COST_USD: usd(0)})
         self._send(life, b"", headers)
         self._ended(life, None, failure=failure, partial=reason)
@@ -204,8 +251,7 @@ class Shared:
             return
         good = reply is not None and reply.failure is None and not reply.partial
         if reply is not None and good and flight.end is not None:
-            waiting = self._close(flight)
-            self._landed(life, flight, reply, waiting)
+            self._together(self._landed(life, flight, self._close(flight)))
             return
         if reply is not None:
             failure = failure or reply.failure
@@ -213,35 +259,74 @@ class Shared:
 
     def _fail(self, flight: Flight[Life], failure: f.Failure, reason: str = "") -> None:
         """Nothing more will be said: another leads, or all are told why."""
+        if flight.began and self._go_on(flight, failure):
+            return
         if flight.began:
-            leader = flight.leader
-            self.fleet.give_up(flight)
+            reason = reason or f.kind(failure)
+            self.fleet.give_up(flight, reason)
+            # Who has heard nothing yet may ask anew.
+            anew = []
             for life in self._close(flight):
-                if life is leader:
-                    continue
                 if self._gets_all(life, flight):
-                    self._end_partial(life, flight, reason or f.kind(failure), failure)
+                    self._end_partial(life, reason, failure)
                 else:
-                    # It has heard nothing yet, and may ask on its own.
-                    self._on_its_own(life)
+                    anew.append(life)
+            self._together(anew)
             return
         heir = None if self.stopping else flight.succeed(failure)
         if heir is None:
-            self.fleet.give_up(flight)
+            self.fleet.give_up(flight, f.kind(failure))
             for life in self._close(flight):
                 life.flight, life.verdict = None, "miss"
                 self._gave_up(life, failure)
             return
-        flight.form = Form(heir.stream, heir.usage_wanted)
         self._free(heir)
+        self._take_form(flight, Form(heir.stream, heir.usage_wanted))
+        self.fleet.tell_form(flight)
         heir.note("lead", now=self._context.clock.now(), reason=f.kind(failure))
         if not flight.claiming:
             self.take_off(heir)
 
-    def _on_its_own(self, life: Life) -> None:
-        life.flight = None
-        self._free(life)
-        self._begin(life)
+    def _go_on(self, flight: Flight[Life], failure: f.Failure) -> bool:
+        """The call was cut, and so was the router that led it: where the model says so another deployment goes
+        on for all that follow here."""
+        if self.stopping or flight.leader is not None or not flight.whole or flight.broken:
+            return False
+        heir = next((life for life in flight.followers if self._may_go_on(life, flight)), None)
+        if heir is None:
+            return False
+        flight.followers.remove(heir)
+        flight.leader, flight.remote, flight.tap, flight.seam = heir, "", None, True
+        heir.copies = Copies(COPIES_BYTES_MAX)
+        for said in flight.said:
+            heir.copies.take(said.data, said.headers)
+        self._free(heir)
+        heir.note("lead", now=self._context.clock.now(), reason=f.kind(failure))
+        self.take_off(heir)
+        return True
+
+    @staticmethod
+    def _may_go_on(life: Life, flight: Flight[Life]) -> bool:
+        form = Form(life.stream, life.usage_wanted)
+        return life.stream and form == flight.form and life.model.on_cut == "continue"
+
+    def _together(self, lives: list[Life]) -> None:
+        """Without another router's leave: the first of them calls, and the others wait for it."""
+        for life in lives:
+            life.flight = None
+            if self.stopping or life.key is None:
+                self._free(life)
+                self._begin(life)
+                continue
+            digest = life.key.digest
+            form = Form(life.stream, life.usage_wanted)
+            flight = self.flights.to_join(digest, form, alike=life.stream)
+            if flight is not None:
+                self.join(life, flight)
+            else:
+                self._free(life)
+                self.lead(life, digest)
+                self.take_off(life)
 
     def _free(self, life: Life) -> None:
         """It follows no longer, and may call."""
@@ -295,25 +380,41 @@ class Shared:
         elif leader.gone and flight.end is None and not flight.listeners:
             self._stop(leader, "caller_gone")
 
-    def _on_deadline(self, life: Life) -> None:
+    def _on_time(self, life: Life) -> None:
         flight = life.flight
         if life.over or flight is None:
             return
         life.timer = None
         failure = f.TotalTimeout("the deadline of the request passed")
         if flight.began and self._gets_all(life, flight):
-            self._end_partial(life, flight, f.kind(failure), failure)
+            self._end_partial(life, f.kind(failure), failure)
             return
         flight.leave(life)
         life.flight = None
         self._nobody_left(flight)
-        self._gave_up(life, failure)
+        if self._context.clock.now() < life.plan.deadline:
+            self._together([life])
+        else:
+            self._gave_up(life, failure)
 
     def _send(self, life: Life, data: bytes, headers: dict[str, str]) -> None:
         try:
             self._context.bus.publish(life.reply, data, headers=headers)
         except BusError as error:
             self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
+
+
+def marks(given: Mapping[str, str]) -> dict[str, str]:
+    return {name: given[name] for name in _MARKS if name in given}
+
+
+_usage: Final = msgspec.json.Decoder(Usage).decode
+
+
+def usage_of(given: Mapping[str, str]) -> Usage | None:
+    """As the worker said it on the last message; None where the provider did not tell."""
+    text = given.get(h.USAGE, "")
+    return _usage(text) if text else None
 
 
 def nano_usd(text: str) -> int | None:
