@@ -36,6 +36,7 @@ MAY_TALK: Final = {
     f"{GATEWAY}/ledger/writer.py": "a partition's queue and appends, the actor's by the dozen",
     f"{GATEWAY}/ledger/hooks.py": "calls the webhooks of budgets",
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
+    f"{GATEWAY}/cache/shards.py": "claims shards and reads them, for the actor",
     f"{GATEWAY}/cache/embed/local.py": "the embedder's own process",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",
     f"{GATEWAY}/simulator/server.py": "the provider's side of HTTP",

@@ -106,8 +106,8 @@ class Cluster:
     def leaders(self) -> list[str]:
         found = []
         for name, log in self.logs.items():
-            turns = [e for e in log.events if e in {"health_leads", "health_follows"}]
-            if turns and turns[-1] == "health_leads":
+            turns = [e for e in log.events if e in {"lead_taken", "lead_lost"}]
+            if turns and turns[-1] == "lead_taken":
                 found.append(name)
         return found
 

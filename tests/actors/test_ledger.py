@@ -110,22 +110,22 @@ async def test_a_writer_that_was_cut_off_is_refused_and_answers_nothing() -> Non
         answer = a.ledger.answer
         a.memory.cut_off()
         # It believes in its lease for as long as a test wants it to.
-        a.ledger._lease._until = float("inf")
+        a.ledger._leadership._lease._until = float("inf")
         while (await books(stage.bus)).writer != "b":  # noqa: ASYNC110 - asked, not told
             await asyncio.sleep(0.1)
         written = len(stage.log.messages)
         a.ledger.answer = lambda reply, data: answers.append(reply) or answer(reply, data)  # type: ignore[func-returns-value, method-assign]
         a.memory.mend()
-        a.ledger._leading = True
+        a.ledger._leadership._leading = True
         a.ledger._writers[int(TOKEN[1:])].leading = True
-        a.ledger._lease._until = float("inf")
+        a.ledger._leadership._lease._until = float("inf")
         heard = a.ledger._hears(a.ledger._writers[int(TOKEN[1:])], SUBJECTS.lease)
         ask = LeaseAsk("r/1/2", (LINE,), Amount(tokens=5), Amount(tokens=5))
         heard(Message("x", msgspec.json.encode(ask), reply="nobody"))
         await asyncio.sleep(5)
         assert answers == []
         assert len(stage.log.messages) == written
-        assert not a.ledger._leading
+        assert not a.ledger._leadership._leading
         assert isinstance(granted, Granted)
         assert isinstance(await lease(stage.bus, "r/1/2"), Granted)
         assert (await books(stage.bus)).writer == "b"
@@ -167,7 +167,7 @@ async def test_an_append_without_an_answer_is_looked_up_in_the_log(stores: bool)
         ledger.event_log = Doubtful(ledger.event_log, stores=stores)
         reply = await lease(stage.bus, "r/1/2")
         assert isinstance(reply, Granted)
-        followed = [name for name, _ in stage.instances["a"].logged.events].count("ledger_follows")
+        followed = [name for name, _ in stage.instances["a"].logged.events].count("lead_lost")
         assert followed == (0 if stores else 1)
         held = (await books(stage.bus)).lines[0].held
         assert held == 20

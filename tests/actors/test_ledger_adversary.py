@@ -127,11 +127,11 @@ class Life:
 
     async def pause(self) -> None:
         """Whoever leads stands still until another leads, and wakes among asks."""
-        instance = next((each for each in self.live() if each.ledger._leading), None)
+        instance = next((each for each in self.live() if each.ledger.leads()), None)
         if instance is None or instance.memory.cut:
             return
         instance.memory.cut_off()
-        lease = instance.ledger._lease
+        lease = instance.ledger._leadership._lease
         lease._until = float("inf")
         await asyncio.sleep(self.rng.choice((3.5, 5)))
         if not instance.scope.cancel_called:
@@ -142,7 +142,7 @@ class Life:
 
     def believe(self, instance: Instance) -> None:
         """It takes itself for the leader for some time yet, as after a pause."""
-        lease = instance.ledger._lease
+        lease = instance.ledger._leadership._lease
         lease._until = asyncio.get_running_loop().time() + self.rng.choice((1, 5, 8))
 
     def spawn(self, work: object) -> None:

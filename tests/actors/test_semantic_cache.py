@@ -16,12 +16,14 @@ from breakwater_gateway.cache.actor import BUCKET, Cache
 from breakwater_gateway.cache.embed.embedder import NoVector, Vector
 from breakwater_gateway.cache.keeper import entry_id
 from breakwater_gateway.cache.semantic import Entry, encode_entry, pack_half, unit
+from breakwater_gateway.cache.shards import LEASE_S
 from breakwater_gateway.cache.threshold import evidence_needed
 from breakwater_gateway.config.model import CachePolicy, Config, Deployment, Model, Semantic
 from breakwater_gateway.router.desks.meaning import Meaning
+from breakwater_gateway.runtime import bus as b
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.clock import Clock
-from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
+from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub, MemoryStore
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_protocol import cache as c
 from breakwater_protocol.events import CacheChanged, Heartbeat
@@ -105,8 +107,10 @@ class Stage:
             config=self.settings,
         )
 
-    async def add(self, tasks: anyio.abc.TaskGroup, name: str = "cache-1") -> Cache:
-        bus = self.buses[name] = MemoryBus(name, self.hub)
+    async def add(
+        self, tasks: anyio.abc.TaskGroup, name: str = "cache-1", bus: MemoryBus | None = None
+    ) -> Cache:
+        bus = self.buses[name] = bus or MemoryBus(name, self.hub)
         actor = self.actors[name] = Cache(self.context(name, bus), embedder=self.embedder)
         await actor.start(tasks)
         return actor
@@ -115,7 +119,7 @@ class Stage:
         bus = self.buses.pop(name)
         for member in list(bus.members):
             self.hub.remove(member)
-        bus.cut = True
+        bus.cut_off()
         self.actors.pop(name).draining = True
 
     async def look(self, text: str, **more: Any) -> c.Hit | c.Miss:  # noqa: ANN401
@@ -409,6 +413,34 @@ async def test_two_instances_share_the_shards_and_one_takes_over_all() -> None:
         assert len(here.actors["cache-2"]._shards) == c.SHARDS
 
 
+class SlowStore(MemoryStore):
+    """A bucket with so much in it that reading it takes time."""
+
+    async def load(self, below: str, handler: Callable[[b.Entry], None]) -> None:
+        await super().load(below, handler)
+        await asyncio.sleep(2 * LEASE_S)
+
+
+class SlowBus(MemoryBus):
+    async def store(self, bucket: str, **more: Any) -> MemoryStore:  # noqa: ANN401 - as given
+        found = await super().store(bucket, **more)
+        return SlowStore(self, found._bucket)
+
+
+async def test_shards_that_are_long_to_read_cost_none_of_the_others() -> None:
+    async with stage() as here, anyio.create_task_group() as tasks:
+        await here.store(HOW)
+        await here.actors["cache-1"].drain()
+        await here.actors.pop("cache-1").stop()
+        slow = await here.add(tasks, "cache-2", SlowBus("cache-2", here.hub))
+        assert asyncio.get_running_loop().time() > START + 2 * c.SHARDS * LEASE_S
+        assert [slow._shards.owns(str(n)) for n in range(c.SHARDS)] == [True] * c.SHARDS
+        assert isinstance(await here.look(HOW), c.Hit)
+        await slow.stop()
+        here.actors.clear()
+        tasks.cancel_scope.cancel()
+
+
 async def test_purge_forgets_a_tenant_s_entries_alone_and_tells_so() -> None:
     async with stage() as here:
         await here.store(HOW)
@@ -437,7 +469,7 @@ async def test_no_shard_is_claimed_while_no_model_has_a_semantic_cache() -> None
     async with anyio.create_task_group() as tasks:
         actor = await here.add(tasks)
         await asyncio.sleep(5)
-        assert not actor._shards
+        assert not len(actor._shards)
         actor.on_config(config(Semantic(threshold=0.9, shadow=0.0)), 2)
         await asyncio.sleep(5)
         await here.store(HOW)

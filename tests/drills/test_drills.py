@@ -402,13 +402,13 @@ async def test_another_health_leads_when_the_leader_is_killed(
     def leads(process: Process) -> bool:
         return (
             process.running
-            and any(line["event"] in {"health_leads", "health_follows"} for line in process.log())
+            and any(line["event"] in {"lead_taken", "lead_lost"} for line in process.log())
             and [
                 line["event"]
                 for line in process.log()
-                if line["event"] in {"health_leads", "health_follows"}
+                if line["event"] in {"lead_taken", "lead_lost"}
             ][-1]
-            == "health_leads"
+            == "lead_taken"
         )
 
     places = ["health-0", "health-1"]

@@ -20,18 +20,16 @@ from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
 from breakwater_gateway.cache.keeper import Changes, Keeper
 from breakwater_gateway.cache.semantic import (
     THREAD_FROM,
-    Entry,
     Found,
     Lists,
     Vector,
-    decode_entry,
     encode_entry,
     unit,
 )
+from breakwater_gateway.cache.shards import Shards, entry_key
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.runtime import bus as b
 from breakwater_gateway.runtime.actor import Actor, Context, Load
-from breakwater_gateway.runtime.lease import Lease
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import cache as c
 from breakwater_protocol.cloudevents import headers_for
@@ -39,15 +37,13 @@ from breakwater_protocol.events import CacheChanged
 from breakwater_protocol.subjects import Subject, T
 
 BUCKET: Final = "bw_semantic"
-LEASE_S: Final = 3
-RENEW_S: Final = 0.9
-RETRY_S: Final = 0.2
 SWEEP_S: Final = 5.0
 IN_HAND_MAX: Final = 256
 """Lookups and stores that wait for a vector or a thread; more are misses."""
 UNKEPT_MAX: Final = 20_000
 """Keys that wait to be written to the bucket."""
 KEEP_CALL_S: Final = 2.0
+KEEP_RETRY_S: Final = 0.2
 DRAIN_S: Final = 2.0
 REPLY_MAX: Final = 512 * 1024
 """Bytes of labels in one reply."""
@@ -66,8 +62,13 @@ class Cache(Actor):
         self._remembered = Remembered()
         self._keeper = Keeper(context.config, embedder="")
         self._tasks = TaskSet(context.log)
-        self._shards: dict[str, _Shard] = {}
-        self._peers: dict[str, float] = {}
+        self._shards = Shards(
+            context,
+            wanted=self._wanted,
+            keeper=lambda: self._keeper,
+            bucket=self._bucket,
+            hears=self._hears,
+        )
         self._unkept: dict[str, bytes | None] = {}
         self._ttl: dict[str, int | None] = {}
         self._unkept_some = asyncio.Event()
@@ -83,23 +84,20 @@ class Cache(Actor):
             await bus.subscribe(subjects.heartbeat.any(), self._on_heartbeat),
             await bus.subscribe(subjects.cache.at("label"), self._on_label),
         ]
-        await self._campaign()
-        tasks.start_soon(self._lead)
+        await self._shards.start(tasks)
         tasks.start_soon(self._keep)
         tasks.start_soon(self._sweep)
         self._serves = True
 
     async def drain(self) -> None:
         self.draining = True
-        for shard in list(self._shards.values()):
-            await shard.silence()
+        await self._shards.silence()
         await self._tasks.join()
         try:
             async with asyncio.timeout(DRAIN_S):
                 while self._unkept:
                     await self._keep_one()
-                for shard in list(self._shards.values()):
-                    await shard.lease.release()
+                await self._shards.give_back("drained")
         except (b.BusError, TimeoutError) as error:
             self.context.log.warning("cache_handover_failed", error=repr(error))
         for subscription in self._subscriptions:
@@ -108,6 +106,7 @@ class Cache(Actor):
     async def stop(self) -> None:
         self.draining = True
         self._unkept_some.set()
+        await self._shards.close()
         await self._tasks.cancel()
         if self._embedder is not None:
             await self._embedder.close()
@@ -126,6 +125,17 @@ class Cache(Actor):
         return "" if self._serves else "claiming shards of the semantic cache"
 
     # --- what it hears --------------------------------------------------------------------------
+
+    def _hears(self, shard: str) -> dict[str, b.Handler]:
+        """As the owner of that shard."""
+        s = self.context.subjects
+        return {
+            s.cache_lookup.at(shard): self._on_lookup,
+            s.cache_store.at(shard): self._on_store,
+            s.cache_feedback.at(shard): self._on_feedback,
+            s.cache_stats.at(shard): partial(self._on_stats, shard),
+            s.cache_purge.at(shard): partial(self._on_purge, shard),
+        }
 
     def _on_lookup(self, message: b.Message) -> None:
         asked = self._read(self.context.subjects.cache_lookup, message)
@@ -200,7 +210,7 @@ class Cache(Actor):
         # An answer beyond the embedder's window is compared by its words alone.
         said = fresh.answer and await self._vector_of(fresh.answer, fresh.tenant, remember=False)
         answer_vector = None if isinstance(said, str) else said
-        if c.shard_of(fresh.partition) not in self._shards:
+        if not self._shards.owns(c.shard_of(fresh.partition)):
             return  # lost meanwhile
         changes = keeper.store(
             *(fresh, vector, answer_vector), now=self.context.clock.wall(), source=self._source()
@@ -286,9 +296,9 @@ class Cache(Actor):
             return
         if beat.actor == self.kind:
             if beat.draining:
-                self._peers.pop(beat.id, None)
+                self._shards.leaves(beat.id)
             else:
-                self._peers[beat.id] = self.context.clock.now()
+                self._shards.heard_of(beat.id)
 
     # --- what follows ---------------------------------------------------------------------------
 
@@ -312,9 +322,9 @@ class Cache(Actor):
             self._tell(changes.event)
         for entry in changes.keep:
             left_s = max(1, math.ceil(entry.expires_at - self.context.clock.wall()))
-            self._write(_entry_key(shard, entry), encode_entry(entry), left_s)
+            self._write(entry_key(shard, entry), encode_entry(entry), left_s)
         for entry in changes.forget:
-            self._write(_entry_key(c.shard_of(entry.partition), entry), None, None)
+            self._write(entry_key(c.shard_of(entry.partition), entry), None, None)
         if changes.label is not None:
             place = self._keeper.add_label(shard, changes.label)
             self._write(f"l.{shard}.{place}", Json.encode(changes.label), None)
@@ -360,7 +370,7 @@ class Cache(Actor):
     # --- vectors --------------------------------------------------------------------------------
 
     async def _choose_embedder(self) -> None:
-        before, embeddings = self._embedder, self.config.embeddings
+        embeddings = self.config.embeddings
         if self._given is not None:
             chosen: Embedder | None = self._given
         elif embeddings is None:
@@ -369,14 +379,16 @@ class Cache(Actor):
             chosen = ThroughGateway(embeddings.model, self.context.bus, self.context.subjects)
         else:
             chosen = LocalEmbedder(embeddings.local, self.context.log)
-        if before is not None:
-            # Vectors of two models must not meet: the shards are read anew with what fits.
-            for shard in list(self._shards.values()):
-                await self._leave(shard)
-            await before.close()
-        self._embedder = chosen
-        self._remembered = Remembered()
-        self._keeper = Keeper(self.config, embedder="" if chosen is None else chosen.name)
+
+        async def change() -> None:
+            before, self._embedder = self._embedder, chosen
+            if before is not None:
+                await before.close()
+            self._remembered = Remembered()
+            self._keeper = Keeper(self.config, embedder="" if chosen is None else chosen.name)
+
+        # Vectors of two models must not meet: the shards are read anew with what fits.
+        await self._shards.renew("another embedder", change)
         if chosen is not None:
             await chosen.start()
             await self._learn()
@@ -428,115 +440,11 @@ class Cache(Actor):
             self._listing.discard(partition)
         self._keeper.index.adopt(partition, lists)
 
-    # --- shards ---------------------------------------------------------------------------------
-
     def _wanted(self) -> bool:
         """Some model has a semantic cache, and there is something to embed with."""
         return self._embedder is not None and any(
             model.cache.semantic is not None for model in self.config.models.values()
         )
-
-    def _share(self) -> int:
-        """How many shards are ours to hold."""
-        now = self.context.clock.now()
-        self._peers = {id_: at for id_, at in self._peers.items() if now - at < 2 * LEASE_S}
-        return math.ceil(c.SHARDS / len({*self._peers, self.context.id}))
-
-    async def _lead(self) -> None:
-        pause_s = RENEW_S
-        while True:
-            await asyncio.sleep(pause_s)
-            if self.draining:
-                return
-            pause_s = RENEW_S if await self._campaign() else RETRY_S
-
-    async def _campaign(self) -> bool:
-        """Renew what is held, take what is free up to a fair share, give back what is above it."""
-        share = self._share() if self._wanted() else 0
-        known = True
-        for number in range(c.SHARDS):
-            name = str(number)
-            shard = self._shards.get(name)
-            if shard is None and len(self._shards) >= share:
-                continue
-            if shard is not None and len(self._shards) > share:
-                await self._leave(shard)
-                continue
-            lease = shard.lease if shard is not None else self._lease(name)
-            try:
-                held = await lease.hold()
-                if held and shard is None:
-                    await self._take_over(name, lease)
-                elif not held and shard is not None:
-                    await self._leave(shard)
-            except b.BusClosed:
-                raise
-            except (b.BusError, TimeoutError) as error:
-                known = False
-                self.context.log.warning("cache_lease_failed", shard=name, error=repr(error))
-                if shard is not None and not lease.held():
-                    await self._leave(shard)
-        return known
-
-    def _lease(self, name: str) -> Lease:
-        context = self.context
-        return Lease(context.bus, context.clock, f"cache-{name}", context.id, ttl_s=LEASE_S)
-
-    async def _take_over(self, name: str, lease: Lease) -> None:
-        keeper, wall = self._keeper, self.context.clock.wall()
-        keeper.drop_shard(name)
-        refused: dict[str, int] = {}
-        loaded = 0
-
-        def take(entry: b.Entry) -> None:
-            nonlocal loaded
-            if not (reason := self._load(name, entry, wall)):
-                loaded += 1
-            else:
-                refused[reason] = refused.get(reason, 0) + 1
-
-        store = await self._bucket()
-        await store.load(f"e.{name}", take)
-        await store.load(f"l.{name}", partial(self._load_label, name))
-        if self.draining:
-            return
-        bus, s = self.context.bus, self.context.subjects
-        shard = self._shards[name] = _Shard(name, lease)
-        for subject, handler in (
-            (s.cache_lookup.at(name), self._on_lookup),
-            (s.cache_store.at(name), self._on_store),
-            (s.cache_feedback.at(name), self._on_feedback),
-            (s.cache_stats.at(name), partial(self._on_stats, name)),
-            (s.cache_purge.at(name), partial(self._on_purge, name)),
-        ):
-            shard.subscriptions.append(await bus.subscribe(subject, handler, queue=self.kind))
-        self.context.log.info("cache_owns", shard=name, entries=loaded, refused=refused)
-
-    def _load(self, name: str, kept: b.Entry, wall: float) -> str:
-        try:
-            entry = decode_entry(kept.value or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return "malformed"
-        if kept.key != _entry_key(name, entry):
-            return "key"
-        return self._keeper.load(name, entry, now=wall)
-
-    def _load_label(self, name: str, kept: b.Entry) -> None:
-        try:
-            label = msgspec.json.decode(kept.value or b"", type=c.Label)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return
-        self._keeper.add_label(name, label)
-
-    async def _leave(self, shard: "_Shard") -> None:
-        del self._shards[shard.name]
-        await shard.silence()
-        self._keeper.drop_shard(shard.name)
-        try:
-            await shard.lease.release()
-        except b.BusError as error:
-            self.context.log.warning("cache_lease_kept", shard=shard.name, error=repr(error))
-        self.context.log.info("cache_leaves", shard=shard.name)
 
     # --- the bucket -----------------------------------------------------------------------------
 
@@ -566,7 +474,7 @@ class Cache(Actor):
                     raise
                 except (b.BusError, TimeoutError) as error:
                     self.context.log.warning("cache_not_kept", error=repr(error))
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(KEEP_RETRY_S)
 
     async def _keep_one(self) -> None:
         key, value = next(iter(self._unkept.items()))
@@ -593,19 +501,3 @@ class Cache(Actor):
             gauge = self.context.metrics.gauge
             gauge("breakwater_cache_semantic_entries").set(len(self._keeper.index))
             gauge("breakwater_cache_semantic_bytes").set(self._keeper.index.bytes)
-
-
-class _Shard:
-    def __init__(self, name: str, lease: Lease) -> None:
-        self.name = name
-        self.lease = lease
-        self.subscriptions: list[b.Subscription] = []
-
-    async def silence(self) -> None:
-        subscriptions, self.subscriptions = self.subscriptions, []
-        for subscription in subscriptions:
-            await subscription.drain()
-
-
-def _entry_key(shard: str, entry: Entry) -> str:
-    return f"e.{shard}.{entry.id}"

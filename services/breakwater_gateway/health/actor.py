@@ -26,7 +26,7 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
     WrongRevision,
 )
-from breakwater_gateway.runtime.leading import CALL_S, RENEW_RETRY_S, RENEW_S, LeaderLease
+from breakwater_gateway.runtime.leading import CALL_S, Leadership
 from breakwater_protocol.cloudevents import headers_for
 from breakwater_protocol.events import Alert, BreakerChanged, BreakerState
 from breakwater_protocol.subjects import BadToken, decode_token, encode_token
@@ -48,10 +48,9 @@ class Health(Actor):
         super().__init__(context)
         self._board = BreakerBoard()
         self._ward = Ward()
-        self._lease = LeaderLease(context.bus, context.clock, context.id, LEASE_KEY)
+        self._leadership = Leadership(context, LEASE_KEY, self)
         self._prober = Prober(context, self._ward)
         self._operator = Operator(context, self._ward, self._board)
-        self._leading = False
         self._timer: asyncio.TimerHandle | None = None
         # Targets whose last value in the bucket is not what the board says.
         self._unkept: dict[str, None] = {}
@@ -71,31 +70,31 @@ class Health(Actor):
             await bus.subscribe(subjects.heartbeat.any(), self._prober.on_heartbeat),
             await bus.subscribe(subjects.breaker.any(), self._on_command),
         ]
-        await self._campaign()
-        tasks.start_soon(self._lead)
+        await self._leadership.start(tasks)
         tasks.start_soon(self._keep)
         self._serves = True
 
     async def drain(self) -> None:
         """Hand over at once: what is unkept is kept, the lease is given back."""
         self.draining = True
+        self._leadership.retire()
         for subscription in self._subscriptions:
             await subscription.drain()
         try:
             async with asyncio.timeout(DRAIN_S):
-                while self._unkept and self._leads():
+                while self._unkept and self._leadership.leads():
                     await self._keep_one()
-                await self._lease.release()
+                await self._leadership.resign("drained")
         except (BusError, TimeoutError) as error:
             # The lease runs out by itself, and the next leader heard the events.
             self.context.log.warning("health_handover_failed", error=repr(error))
-        self._follow("drained")
+        self._leadership.lose("drained")
         await self._prober.close()
         self._unkept_some.set()
 
     async def stop(self) -> None:
         self.draining = True
-        self._follow("stopped")
+        await self._leadership.close()
         await self._prober.close()
         self._unkept_some.set()
 
@@ -118,14 +117,14 @@ class Health(Actor):
             self._bad_event(message, error)
             return
         now = self.context.clock.now()
-        if not self._leads():
+        if not self._leadership.leads():
             self._ward.observe(event, now)
             return
         self._act(self._ward.record(event, now, self.context.clock.draw()))
 
     def _on_command(self, message: Message) -> None:
         """Of an operator. Whoever follows keeps silent: the leader answers, or nobody."""
-        if self._leads():
+        if self._leadership.leads():
             self._act(self._operator.obey(message))
 
     def _on_health(self, message: Message) -> None:
@@ -134,7 +133,7 @@ class Health(Actor):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._bad_event(message, error)
             return
-        if self._adopt(changed) and self._leads():
+        if self._adopt(changed) and self._leadership.leads():
             self._arm()
 
     def _bad_event(self, message: Message, error: Exception) -> None:
@@ -162,7 +161,7 @@ class Health(Actor):
 
     def _wake(self) -> None:
         self._timer = None
-        if not self._leads():
+        if not self._leadership.leads():
             return
         self._act(self._ward.tick(self.context.clock.now()))
         self._arm()
@@ -173,7 +172,7 @@ class Health(Actor):
             if change.state == "open":
                 self._alert(target, change)
             elif change.state == "half_open":
-                self._prober.watch(target, self._leads)
+                self._prober.watch(target, self._leadership.leads)
         if moved:
             self._arm()
 
@@ -182,7 +181,7 @@ class Health(Actor):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._leading:
+        if not self._leadership.leads():
             return
         first = self._ward.wake_at()
         if first is not None:
@@ -294,39 +293,8 @@ class Health(Actor):
 
     # Who decides.
 
-    def _leads(self) -> bool:
-        return self._leading and self._lease.held()
-
-    async def _lead(self) -> None:
-        pause_s = RENEW_S
-        while True:
-            await asyncio.sleep(pause_s)
-            if self.draining:
-                return
-            pause_s = RENEW_S if await self._campaign() else RENEW_RETRY_S
-
-    async def _campaign(self) -> bool:
-        """Renew the lease or try for it; a new leader first reads what the last one kept.
-
-        False: the store did not answer, so who leads is not known.
-        """
-        if not self._lease.held():
-            self._follow("lease lapsed")
-        try:
-            if not await self._lease.hold():
-                self._follow("lease lost")
-            elif not self._leading:
-                await self._take_over()
-        except BusClosed:
-            raise
-        except (BusError, TimeoutError) as error:
-            if not self._lease.held():
-                self._follow("lease lost")
-            self.context.log.warning("health_lease_failed", error=repr(error))
-            return False
-        return True
-
-    async def _take_over(self) -> None:
+    async def catch_up(self) -> None:
+        """A new leader first reads what the last one kept."""
         self._unkept.clear()
         self._revisions.clear()
         async with asyncio.timeout(CALL_S):
@@ -342,15 +310,15 @@ class Health(Actor):
             # Heard of as a follower, but its leader died before it was kept.
             if breaker.epoch and target not in kept:
                 self._unkept_now(target)
-        if self.draining or not self._lease.held():
-            return
-        self._leading = True
-        self.context.log.info("health_leads", targets=len(self._ward), kept=len(kept))
+        self.context.log.info("health_read", targets=len(self._ward), kept=len(kept))
+
+    async def lead(self) -> None:
         now = self.context.clock.now()
         for target, breaker in list(self._ward.breakers.items()):
             self._act(self._ward.decide(target, now, self.context.clock.draw()))
             if breaker.state == "half_open":
-                self._prober.watch(target, self._leads)
+                self._prober.watch(target, self._leadership.leads)
+        self._unkept_some.set()
         self._arm()
 
     async def _read_kept(self, store: Store, key: str) -> str | None:
@@ -378,16 +346,15 @@ class Health(Actor):
         breaker = self._ward.breakers.get(target)
         return target if breaker is not None and changed.epoch == breaker.epoch else None
 
-    def _follow(self, why: str) -> None:
-        """Stop deciding."""
+    def follow(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._leading:
-            self._leading = False
-            self.context.log.info("health_follows", why=why)
         self._unkept.clear()
         self._revisions.clear()
+
+    async def leave(self) -> None:
+        """Followers hear the same: nothing to end."""
 
     # What it keeps.
 
@@ -400,7 +367,7 @@ class Health(Actor):
         while not self.draining:
             await self._unkept_some.wait()
             self._unkept_some.clear()
-            while self._unkept and self._leads():
+            while self._unkept and self._leadership.leads():
                 try:
                     async with asyncio.timeout(CALL_S):
                         await self._keep_one()

@@ -32,7 +32,7 @@ from breakwater_gateway.runtime.bus import (
     Store,
     Subscription,
 )
-from breakwater_gateway.runtime.leading import RENEW_RETRY_S, RENEW_S, LeaderLease
+from breakwater_gateway.runtime.leading import Leadership
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol.cloudevents import headers_for
@@ -83,8 +83,7 @@ class Ledger(Actor):
         self.store: Store
         self._limits: Store
         self._time = AgreedTime()
-        self._lease = LeaderLease(context.bus, context.clock, context.id, LEASE_KEY)
-        self._leading = False
+        self._leadership = Leadership(context, LEASE_KEY, self)
         self._serves = False
         self._writers = [
             Writer(number, context.subjects.ledger_log.at(partition_token(number)), self)
@@ -113,8 +112,7 @@ class Ledger(Actor):
         self.event_log = await bus.event_log(LOG_NAME, subjects.ledger_log.any())
         self.store = await bus.store(LEDGER_BUCKET)
         self._limits = await bus.store(LIMITS_BUCKET)
-        await self._campaign()
-        tasks.start_soon(self._lead)
+        await self._leadership.start(tasks)
         tasks.start_soon(self._tick)
         tasks.start_soon(self._announce)
         tasks.start_soon(self._tell_limits)
@@ -123,22 +121,23 @@ class Ledger(Actor):
     async def drain(self) -> None:
         """Write what waits, keep the books, hand over."""
         self.draining = True
-        await self._unsubscribe()
+        self._leadership.retire()
+        await self.leave()
         try:
             async with asyncio.timeout(DRAIN_S):
                 while not all(writer.settled for writer in self._writers):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 while (self._unannounced or self._untold) and self.leads():  # noqa: ASYNC110 - at the end of a life
                     await asyncio.sleep(0.01)
-                self._follow("drained")
+                self._leadership.lose("drained")
                 await self.tasks.join()
-                await self._lease.release()
+                await self._leadership.resign("drained")
         except (BusError, TimeoutError) as error:
             self.log.warning("ledger_handover_failed", error=repr(error))
 
     async def stop(self) -> None:
         self.draining = True
-        self._follow("stopped")
+        await self._leadership.close()
         await self.tasks.cancel()
         await self._hooks.close()
 
@@ -147,7 +146,7 @@ class Ledger(Actor):
         self._hooks.configure(config.budgets)
 
     def load(self) -> Load:
-        return Load(capacity=PARTITIONS if self._leading else 0)
+        return Load(capacity=PARTITIONS if self.leads() else 0)
 
     def ready(self) -> str:
         return "" if self._serves else "reading the books"
@@ -158,7 +157,7 @@ class Ledger(Actor):
         return self._time.t_ms(wall=self.clock.wall(), now=self.clock.now())
 
     def leads(self) -> bool:
-        return self._leading and self._lease.held()
+        return self._leadership.leads()
 
     def answer(self, reply: str, data: bytes) -> None:
         if not reply:
@@ -228,7 +227,7 @@ class Ledger(Actor):
         self._some_untold.set()
 
     def lost(self, why: str) -> None:
-        self._follow(why)
+        self._leadership.lose(why)
 
     # --- What it hears ------------------------------------------------------------------------
 
@@ -243,11 +242,6 @@ class Ledger(Actor):
                 (subjects.books, self._hears(writer, subjects.books)),
             ):
                 self._subscriptions.append(await bus.subscribe(subject.at(token), hear))
-
-    async def _unsubscribe(self) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.drain()
 
     def _hears(
         self,
@@ -275,80 +269,34 @@ class Ledger(Actor):
 
     # --- Who leads ----------------------------------------------------------------------------
 
-    async def _lead(self) -> None:
-        pause_s = RENEW_S
-        while True:
-            await asyncio.sleep(pause_s)
-            if self.draining:
-                return
-            pause_s = RENEW_S if await self._campaign() else RENEW_RETRY_S
-
-    async def _campaign(self) -> bool:
-        """Renew the lease or try for it. False: the store did not answer, so who leads is not known."""
-        if not self._lease.held():
-            self._follow("the lease lapsed")
-        try:
-            if not await self._lease.hold():
-                self._follow("the lease is another's")
-            elif not self._leading:
-                await self._take_over()
-            if not self._leading:
-                await self._unsubscribe()
-        except BusClosed:
-            raise
-        except (BusError, TimeoutError) as error:
-            if not self._lease.held():
-                self._follow("the lease lapsed")
-            self.log.warning("ledger_lease_failed", error=repr(error))
-            return False
-        return True
-
-    async def _take_over(self) -> None:
-        """Fold all logs to their ends. The lease is renewed meanwhile: a long log must not cost it."""
-        await self._unsubscribe()
+    async def catch_up(self) -> None:
+        """Fold all logs to their ends."""
         for writer in self._writers:
-            folding = asyncio.ensure_future(writer.follow())
-            try:
-                while True:
-                    await asyncio.wait({folding}, timeout=RENEW_S)
-                    if folding.done():
-                        folding.result()
-                        break
-                    if not await self._lease.hold():
-                        return
-            finally:
-                if not folding.done():
-                    folding.cancel()
-                    await asyncio.wait({folding})
-        if self.draining or not self._lease.held():
-            return
-        self._leading = True
-        try:
-            taken = 0
-            for writer in self._writers:
-                if await writer.take_over():
-                    taken += 1
-                    self.limited(writer.number, None)
-                if not self.leads():
-                    self._follow("the lead was lost while it was taken")
-                    return
-            await self._subscribe()
-        except (BusError, TimeoutError):
-            self._follow("the books could not be read")
-            raise
-        self.log.info("ledger_leads", partitions=taken)
+            await writer.follow()
 
-    def _follow(self, why: str) -> None:
-        """Answer nothing more. What is subscribed ends with the next campaign."""
+    async def lead(self) -> None:
+        taken = 0
+        for writer in self._writers:
+            if await writer.take_over():
+                taken += 1
+                self.limited(writer.number, None)
+            if not self.leads():
+                return
+        await self._subscribe()
+        self.log.info("ledger_books_taken", partitions=taken)
+
+    def follow(self) -> None:
         for writer in self._writers:
             # Also one that took over just before another of them lost the lead for all.
             if writer.leading:
                 writer.step_down()
-        if self._leading:
-            self._leading = False
-            self._unannounced.clear()
-            self._untold.clear()
-            self.log.warning("ledger_follows", why=why)
+        self._unannounced.clear()
+        self._untold.clear()
+
+    async def leave(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.drain()
 
     # --- What it does by itself ---------------------------------------------------------------
 
@@ -361,7 +309,7 @@ class Ledger(Actor):
                     self._look()
                     await self._observe()
                     await self._audit()
-                elif not self._leading:
+                elif not self._leadership.stands:
                     for writer in self._writers:
                         await writer.follow()
             except BusClosed:

@@ -114,19 +114,22 @@ class Writer:
         self._saving = False
         self._lost_from = 0
         """Where the log ended before it was rolled back."""
+        self._reading = asyncio.Lock()
 
     # --- Following ----------------------------------------------------------------------------
 
     async def follow(self) -> None:
         """Fold what the log has by now. Raises `BusError`."""
-        if not self.loaded:
-            await self._load()
-        while not self.broken:
-            found = await self._shell.event_log.read(self.subject, after=self.seq)
-            if not found:
-                return
-            for stored in found:
-                self._fold(stored)
+        # A standby reads on by itself, and may be made the leader in the middle of it.
+        async with self._reading:
+            if not self.loaded:
+                await self._load()
+            while not self.broken:
+                found = await self._shell.event_log.read(self.subject, after=self.seq)
+                if not found:
+                    return
+                for stored in found:
+                    self._fold(stored)
 
     async def _load(self) -> None:
         """From the last snapshot; without one, from the first record on."""
