@@ -51,6 +51,8 @@ class FlightAsk(Struct, frozen=True, omit_defaults=True):
     """Of who joins or leaves."""
     left_s: float = 0.0
     """How long a claim holds at most."""
+    lost: str = ""
+    """Of a claim: a router that led and will not answer any more, whatever the home knows of it."""
     attempt: int = 0
     seq: int = 0
 

@@ -185,6 +185,15 @@ def test_the_first_who_claims_leads_until_it_lands_or_dies() -> None:
     assert home.claim("k", "a", 1, now=100.0) == "a", "and so is b"
 
 
+def test_who_was_lost_leads_no_longer_even_if_it_seems_to_be_alive() -> None:
+    home = Home("a")
+    for router in ("b", "c", "d"):
+        home.heard(router, now=0.0)
+    assert home.claim("k", "b", 60, now=0.0) == "b"
+    assert home.claim("k", "c", 60, now=0.5, lost="b") == "c"
+    assert home.claim("k", "d", 60, now=0.5, lost="b") == "c"
+
+
 def test_a_router_without_others_is_home_to_all() -> None:
     home = Home("a")
     assert home.alone(0.0)

@@ -54,10 +54,11 @@ class Home:
             return self.own
         return max((self.own, *self._peers), key=lambda router: _weight(router, key))
 
-    def claim(self, key: str, router: str, left_s: float, now: float) -> str:
-        """Who leads the key: the router that asks, unless another one does."""
+    def claim(self, key: str, router: str, left_s: float, now: float, *, lost: str = "") -> str:
+        """Who leads the key: the router that asks, unless another one does. `lost` leads no longer."""
         known = self._claims.get(key)
-        if known is not None and known[1] > now and self.is_alive(known[0], now):
+        holds = known is not None and known[1] > now and known[0] != lost
+        if known is not None and holds and self.is_alive(known[0], now):
             return known[0]
         if len(self._claims) >= CLAIMS_MAX:
             self._claims = {k: c for k, c in self._claims.items() if c[1] > now}

@@ -62,8 +62,11 @@ class Fleet:
                 else:
                     self._lost(flight, "router_lost")
 
-    def claim(self, flight: Flight[Life], left_s: float, lead: Callable[[], None]) -> None:
-        """`lead` is called, now or soon, unless another router leads: then the flight follows it."""
+    def claim(
+        self, flight: Flight[Life], left_s: float, lead: Callable[[], None], *, lost: str = ""
+    ) -> None:
+        """`lead` is called, now or soon, unless another router leads: then the flight follows it. `lost`: the
+        router that led it before."""
         now, own = self._context.clock.now(), self._context.id
         if self._home.alone(now):
             lead()
@@ -71,14 +74,14 @@ class Fleet:
         home = self._home.of(flight.digest, now)
         self._claimed[flight] = home
         if home == own:
-            self._told(flight, self._home.claim(flight.digest, own, left_s, now), lead)
+            leader = self._home.claim(flight.digest, own, left_s, now, lost=lost)
+            self._told(flight, leader, lead)
             return
         once = _Once(partial(self._answered, flight, lead))
         once.inbox = self._context.bus.open_inbox(once.hear)
         once.timer = self._context.clock.call_at(now + CLAIM_S, once.late)
-        self._say(
-            home, FlightAsk("claim", flight.digest, router=own, left_s=left_s), once.inbox.subject
-        )
+        ask = FlightAsk("claim", flight.digest, router=own, left_s=left_s, lost=lost)
+        self._say(home, ask, once.inbox.subject)
 
     def _answered(
         self, flight: Flight[Life], lead: Callable[[], None], message: Message | None
@@ -190,7 +193,7 @@ class Fleet:
             case "claim":
                 self._home.heard(ask.router, now)
                 left_s = min(ask.left_s, CLAIM_MAX_S)
-                leader = self._home.claim(ask.key, ask.router, left_s, now)
+                leader = self._home.claim(ask.key, ask.router, left_s, now, lost=ask.lost)
                 self._send(message.reply, msgspec.json.encode(Claimed(leader)), {})
             case "landed":
                 self._home.landed(ask.key, ask.router)

@@ -81,9 +81,12 @@ class Shared:
         if flight is None or flight.leader is not life:
             self._begin(life)
             return
+        self._claim(life, flight)
+
+    def _claim(self, life: Life, flight: Flight[Life], *, lost: str = "") -> None:
         left_s = life.plan.deadline - self._context.clock.now()
         flight.claiming = True
-        self.fleet.claim(flight, left_s, partial(self._lead_on, flight))
+        self.fleet.claim(flight, left_s, partial(self._lead_on, flight), lost=lost)
 
     def _lead_on(self, flight: Flight[Life]) -> None:
         """No other router leads."""
@@ -273,6 +276,7 @@ class Shared:
                     anew.append(life)
             self._together(anew)
             return
+        lost = flight.remote
         heir = None if self.stopping else flight.succeed(failure)
         if heir is None:
             self.fleet.give_up(flight, f.kind(failure))
@@ -284,7 +288,9 @@ class Shared:
         self._take_form(flight, Form(heir.stream, heir.usage_wanted))
         self.fleet.tell_form(flight)
         heir.note("lead", now=self._context.clock.now(), reason=f.kind(failure))
-        if not flight.claiming:
+        if lost:
+            self._claim(heir, flight, lost=lost)
+        elif not flight.claiming:
             self.take_off(heir)
 
     def _go_on(self, flight: Flight[Life], failure: f.Failure) -> bool:
