@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from tests.actors.lender import Lender
-from tests.actors.stage import ANSWER, Call, Gateway, config, delta, stage
+from tests.actors.stage import ANSWER, Call, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config.model import (
@@ -52,9 +51,9 @@ def priced(
     )
 
 
-def within(usd: str, gateway: Gateway, **body: object) -> Any:  # noqa: ANN401 - a Caller
+def within(usd: str, gateway: Gateway, **body: object) -> Caller:
     body.setdefault("max_tokens", OUTPUT)
-    return gateway.ask(headers={"breakwater-max-cost": usd}, **body)
+    return gateway.ask(api="chat", tenant="t", headers={"breakwater-max-cost": usd}, **body)
 
 
 def skipped(event: RequestFinished) -> list[tuple[str, str]]:

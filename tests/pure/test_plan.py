@@ -114,6 +114,71 @@ def test_a_refused_key_turns_to_the_next_key_of_the_pool_at_once() -> None:
     assert p.next((pooled,), (), now=0) == GiveUp(f.KeyRejected("b"))
 
 
+POOL = Candidate("p", "p", keys=3)
+LIMITED = f.RateLimited(retry_after_s=5.0)
+
+
+def test_after_a_429_another_target_goes_first_and_then_another_key_at_once() -> None:
+    p = plan()
+    first = p.next((POOL, B), (), now=0)
+    assert isinstance(first, Dispatch)
+    p.failed(POOL, LIMITED, now=1, draw=0.5)
+    assert dispatched(p.next((POOL, B), (), now=1)) == ("b", 2)
+    p.failed(B, f.ServerError(), now=1, draw=0.5)
+    third = p.next((POOL, B), (), now=1)
+    assert dispatched(third) == ("p", 3)
+    assert isinstance(third, Dispatch)
+    assert (first.key, third.key) == (0, 1)
+    assert not third.repeat
+    assert p.attempts == 3
+
+
+def test_each_key_of_a_pool_is_asked_once_before_any_is_waited_for() -> None:
+    p = plan(attempts=5)
+    keys = []
+    for draw in (0.5, 0.2, 0.9):
+        step = p.next((POOL,), (), now=1)
+        assert isinstance(step, Dispatch)
+        keys.append(step.key)
+        p.failed(POOL, LIMITED, now=1, draw=draw)
+    assert keys == [0, 1, 2]
+    # t + U(0, t) of the second key, which is free first.
+    assert p.next((POOL,), (), now=1) == Wait(1 + 5.0 + 0.2 * 5.0, "backoff")
+    step = p.next((POOL,), (), now=7)
+    assert isinstance(step, Dispatch)
+    assert (step.key, step.repeat) == (1, True)
+
+
+def test_a_key_that_is_paused_for_everybody_is_not_used() -> None:
+    p = plan()
+    step = p.next((Candidate("p", "p", keys=3, usable_keys=(2,)),), (), now=0)
+    assert isinstance(step, Dispatch)
+    assert step.key == 2
+
+
+def test_a_turn_is_for_its_key_whenever_this_request_would_have_come_back_by_itself() -> None:
+    p = plan()
+    p.next((POOL,), (), now=0)
+    p.failed(POOL, LIMITED, now=0, draw=0.9)
+    turn = Candidate("p", "p", keys=3, usable_keys=(0,), turn=True)
+    step = p.next((turn,), (), now=5)
+    assert isinstance(step, Dispatch)
+    assert (step.key, step.repeat) == (0, False)
+
+
+def test_where_the_keys_that_are_not_paused_refused_this_request_the_others_are_waited_for() -> (
+    None
+):
+    p = plan()
+    half = Candidate("p", "p", keys=2, usable_keys=(1,), more_keys_at=4.0)
+    p.next((half,), (), now=0)
+    p.failed(half, f.KeyRejected(), now=0, draw=0)
+    assert p.next((half,), (), now=0) == Wait(4.0, "backoff")
+    step = p.next((Candidate("p", "p", keys=2),), (), now=4)
+    assert isinstance(step, Dispatch)
+    assert (step.key, step.repeat) == (0, False)
+
+
 def test_a_full_worker_costs_no_attempt() -> None:
     p = plan(attempts=1)
     p.next((A,), (), now=0)

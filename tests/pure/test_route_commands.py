@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,23 @@ def test_what_costs_more_than_the_request_may_is_left_out(files: Path) -> None:
     result = run(files, "r.json", "--config", "c.yaml", "--header", "breakwater-max-cost=1_0")
     assert result.exit_code == 1
     assert "must be an amount of USD" in result.stderr
+
+
+async def one_key_is_paused(url: str, as_json: bool) -> tuple[Config, Targets]:
+    text = "models: {main: {deployments: [{model: openai/a, id: a, api_key: [env:A, env:B]}]}}"
+    config = load_text(text, source="there", environment={})
+    targets = Targets(config)
+    now = time.monotonic()
+    assume_workers(targets, config, now=now)
+    targets.pause("a", 0, 60.0, now=now)
+    return config, targets
+
+
+def test_a_paused_key_leaves_its_deployment_the_others(files: Path) -> None:
+    asked = ("r.json", "--nats", "nats://there")
+    found = json.loads(run(files, *asked, "--json", look=one_key_is_paused).stdout)
+    assert [(each["deployment"], each["keys"]) for each in found["kept"]] == [("a", ["a#key2"])]
+    assert "keys      a: only a#key2" in run(files, *asked, look=one_key_is_paused).stdout
 
 
 def test_a_route_to_another_model_and_what_was_measured_live(files: Path) -> None:

@@ -439,7 +439,7 @@ def test_nobody_who_was_left_out_is_ever_called(
         if state == "open":
             targets.fold(BreakerChanged(each.id, "open", "c", Evidence(), 99.0, 1, "closed", 0.0))
         elif state == "paused":
-            targets.pause(each.id, 50.0, now=0.0)
+            targets.pause(each.id, None, 50.0, now=0.0)
     well = {d.id for d, (_, _, state) in zip(deployments, shapes, strict=True) if state == "well"}
     candidates, skipped = targets.order(model, now=1.0, now_wall=1.0, draw=draw, ask=ASK)
     calls = {c.deployment for c in candidates if not c.probe}

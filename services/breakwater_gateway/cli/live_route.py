@@ -77,6 +77,9 @@ async def _listen(bus: "Bus", config: "Config", targets: "Targets") -> None:
         deployment = config.deployment(attempt.deployment)
         if deployment is not None:
             targets.heard(attempt, deployment, now=clock.now())
+            if attempt.outcome == "rate_limited":
+                wait_s = attempt.retry_after_s
+                targets.pause(attempt.target, attempt.key, wait_s, now=clock.now())
 
     watch = await (await bus.store("bw_health")).watch(on_entry)
     await bus.subscribe(subjects.heartbeat.any(), on_beat)

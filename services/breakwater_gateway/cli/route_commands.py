@@ -196,6 +196,9 @@ def _print(found: "Explanation") -> None:
         output.table(columns, rows)
     else:
         output.say("nobody    can be called now")
+    for each in found.kept:
+        if each.keys:
+            output.say(f"keys      {each.deployment}: only {', '.join(each.keys)}")
     for out in found.dropped:
         wait = "" if out.wait_s is None else f", {out.wait_s:.1f} s left"
         if out.needs_nano_usd is not None:

@@ -339,4 +339,4 @@ class Estimator:
             found = self._prior * text
         else:
             found = max(line.at(text, self._prior), 1.0) * (1.0 + margin * line.error)
-        return max(1, round(found) + size.media_tokens)
+        return max(1, round(min(found, CONTEXT_MAX)) + size.media_tokens)

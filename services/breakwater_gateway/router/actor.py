@@ -254,14 +254,14 @@ class Router(Actor):
             self._health.on_heartbeat(beat)
 
     def _on_throttled(self, message: Message) -> None:
-        """A 429 pauses the target for every router, not each request on its own."""
+        """A 429 pauses the key that met it for every router, not each request on its own."""
         try:
             event = self.context.subjects.attempt.decode(message.data)
         except msgspec.MsgspecError as error:
             self.context.log.warning("bad_event", subject=message.subject, error=str(error))
             return
         if self.config.deployment(event.target) is not None:
-            self._attempts.throttled(event.target, event.retry_after_s)
+            self._attempts.throttled(event.target, event.key, event.retry_after_s)
 
     # ------------------------------------------------------------ requests in
 

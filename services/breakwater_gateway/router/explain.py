@@ -9,6 +9,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Config, Model, StrategyName
+from breakwater_gateway.config.targets import key_target
 from breakwater_gateway.pricing.estimate import Ask, read_ask
 from breakwater_gateway.router.affordable import affordable
 from breakwater_gateway.router.charges import hold_for
@@ -43,6 +44,8 @@ class Kept(Struct, frozen=True):
     in_flight: int
     probe: bool = False
     """Half-open: called only by who wins its probe."""
+    keys: tuple[str, ...] = ()
+    """Those of its pool that may be used now; empty: all."""
 
 
 class Out(Struct, frozen=True):
@@ -163,6 +166,7 @@ def _explanation(
             breaker=targets.standings.state(each.target, now_wall),
             in_flight=targets.loads.in_flight(each.target),
             probe=each.probe,
+            keys=tuple(key_target(each.deployment, key) for key in each.usable_keys),
         )
         for each in candidates
     )

@@ -107,6 +107,7 @@ class Life:
         "tenant",
         "timer",
         "turn",
+        "turn_key",
         "verdict",
     )
 
@@ -180,7 +181,9 @@ class Life:
         """The target whose release it waits for."""
         self.queued_at = 0.0
         self.turn = ""
-        """The target that released it, until its call is dispatched."""
+        """The target that released it, until its call is dispatched, …"""
+        self.turn_key = 0
+        """… and for which key of its pool."""
         self.provider_ms = 0.0
         """Waited for providers and backoff so far: not overhead of ours."""
         self.decisions: list[Decision] = []

@@ -50,6 +50,8 @@ class Candidate(Struct, frozen=True):
     """Open, and probed before its time since the model has nothing else."""
     usable_keys: tuple[int, ...] = ()
     """Keys of the pool that may be used; empty: all."""
+    more_keys_at: float | None = None
+    """When another key of the pool is free that is paused now (monotonic); None: none is paused."""
     key_epochs: tuple[int, ...] = ()
     """Of the keys' breakers, by index; empty: all 0."""
     region_epoch: int = 0
@@ -125,7 +127,7 @@ Step = Dispatch | Claim | Wait | Queue | GiveUp
 class _Tried:
     """What happened on one target so far."""
 
-    __slots__ = ("again", "at_once", "key", "not_before", "refused", "tries")
+    __slots__ = ("again", "at_once", "key", "limited", "not_before", "refused", "tries")
 
     def __init__(self) -> None:
         self.tries = 0
@@ -138,6 +140,8 @@ class _Tried:
         """The one used last."""
         self.refused: set[int] = set()
         """Keys that were, by the provider."""
+        self.limited: dict[int, float] = {}
+        """Keys of a pool that have no rate left for this request -> until when."""
 
 
 class Envelope:
@@ -251,6 +255,12 @@ class Plan:
                     self._final = failure
             case Disposition.other_target:
                 tried.again = False
+            case Disposition.pause_target if candidate.keys > 1:
+                # Whoever limits an organisation would refuse each key in turn: so another target goes first,
+                # if there is one, and then another key, which nothing keeps waiting.
+                wait_s = delay_s(failure, tried.tries, self._policy, draw)
+                tried.limited[tried.key] = now + wait_s
+                tried.not_before = now
             case Disposition.pause_target | Disposition.next_target_now | Disposition.wait_same:
                 tried.not_before = now + delay_s(failure, tried.tries, self._policy, draw)
 
@@ -285,9 +295,17 @@ class Plan:
         usable = [c for c in candidates if self._is_usable(c)]
         for candidate in usable:
             tried = self._tried.get(candidate.deployment)
-            if tried is None or tried.at_once or (candidate.turn and tried.again):
-                return self._take(candidate)
-        return self._again(usable, skipped, now)
+            if tried is None or (candidate.turn and tried.again):
+                return self._take(candidate, now)
+            if tried.at_once and self._free_at(candidate, tried) <= now:
+                return self._take(candidate, now)
+        # Whose keys but those that are paused all refused this request.
+        later = [
+            c.more_keys_at
+            for c in candidates
+            if c.more_keys_at is not None and c not in usable and self._may_return(c.deployment)
+        ]
+        return self._again(usable, skipped, min(later, default=_NEVER), now)
 
     def hedge(self, candidates: tuple[Candidate, ...], *, now: float) -> Dispatch | None:
         """A second call beside the one in hand, at a target that this request has not called; None: there
@@ -296,7 +314,7 @@ class Plan:
             return None
         for candidate in candidates:
             if candidate.deployment not in self._tried and not candidate.probe:
-                step = self._take(candidate)
+                step = self._take(candidate, now)
                 return step if isinstance(step, Dispatch) else None
         return None
 
@@ -305,36 +323,57 @@ class Plan:
         if candidate.probe and candidate.place in self._lost_claims:
             return False
         tried = self._tried.get(candidate.deployment)
-        return tried is None or not tried.refused or self._key(candidate, tried) is not None
+        if tried is None or not tried.refused:
+            return True
+        return candidate.key(self.first_key, tried.refused) is not None
 
-    def _key(self, candidate: Candidate, tried: _Tried) -> int | None:
-        return candidate.key(self.first_key, tried.refused)
+    def _free_at(self, candidate: Candidate, tried: _Tried) -> float:
+        """When one of its keys that did not refuse this request has rate left for it."""
+        if not tried.limited:
+            return 0.0
+        keys = candidate.usable_keys or range(max(1, candidate.keys))
+        return min((tried.limited.get(k, 0.0) for k in keys if k not in tried.refused), default=0.0)
 
-    def _take(self, candidate: Candidate) -> Step:
+    def _key(self, candidate: Candidate, tried: _Tried, now: float) -> int:
+        """In turn; with a turn of its own, or where all have to be waited for, whichever comes first."""
+        limited = {k for k, until in tried.limited.items() if until > now}
+        key = None
+        if limited and not candidate.turn:
+            key = candidate.key(self.first_key, tried.refused | limited)
+        if key is None:
+            key = candidate.key(self.first_key, tried.refused)
+        return key or 0
+
+    def _take(self, candidate: Candidate, now: float) -> Step:
         if candidate.probe and self._won != candidate.place:
             return Claim(candidate)
         tried = self._tried.get(candidate.deployment)
         if tried is None:
             tried = self._tried[candidate.deployment] = _Tried()
-        repeat = tried.tries > 0 and not tried.at_once and not candidate.turn
+        key = self._key(candidate, tried, now)
+        # A key that had not met the other one's limit is as good as a target not tried yet.
+        other = bool(tried.limited) and key not in tried.limited and key != tried.key
+        repeat = tried.tries > 0 and not (tried.at_once or candidate.turn or other)
         tried.at_once = False
         tried.tries += 1
         self.envelope.attempts += 1
-        tried.key = self._key(candidate, tried) or 0
-        return Dispatch(candidate, tried.key, self.attempts, repeat)
+        tried.key = key
+        return Dispatch(candidate, key, self.attempts, repeat)
 
-    def _again(self, usable: list[Candidate], skipped: tuple[Skipped, ...], now: float) -> Step:
+    def _again(
+        self, usable: list[Candidate], skipped: tuple[Skipped, ...], later: float, now: float
+    ) -> Step:
         """Every target that can be called has been: wait for the one that is due first, or give up."""
         due = [
-            (tried.not_before, candidate)
+            (max(tried.not_before, self._free_at(candidate, tried)), candidate)
             for candidate in usable
-            if (tried := self._tried[candidate.deployment]).again
+            if (tried := self._tried[candidate.deployment]).again or tried.at_once
         ]
         if due:
             when, candidate = min(due, key=lambda pair: pair[0])
             if when <= now:
-                return self._take(candidate)
-        backoff = min((when for when, _ in due), default=_NEVER)
+                return self._take(candidate, now)
+        backoff = min([later, *(when for when, _ in due)])
         queue = min(
             (
                 (s.until or now, s.deployment)

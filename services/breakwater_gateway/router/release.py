@@ -7,6 +7,8 @@ and grows by a little from then on (additive increase, multiplicative decrease: 
 the decrease of CUBIC, RFC 9438). A rate, not a window: providers limit calls a minute, and a call of
 minutes would hold a window's place long after it counted.
 
+A pool of provider keys has a release for each of them and one queue before them all (`throttle.py`).
+
 Before any refusal a target may have `UNTRIED_MAX` calls that nobody has answered yet, and two more for
 each that was taken: a herd on a cold gateway is refused by the dozen, not by the thousand (slow start,
 RFC 5681). A call that was not refused for `PATIENCE_S` counts as taken: refusals come at once.
@@ -43,6 +45,32 @@ Rank = Literal[0, 1, 2]
 Phase = Literal["open", "paused", "probing", "recovering"]
 
 
+class Waiting:
+    """Who waits: critical ones first, each kind in the order in which it came."""
+
+    __slots__ = ("_queues",)
+
+    def __init__(self) -> None:
+        self._queues: tuple[deque[str], deque[str], deque[str]] = (deque(), deque(), deque())
+
+    def __len__(self) -> int:
+        first, second, third = self._queues
+        return len(first) + len(second) + len(third)
+
+    def join(self, request: str, rank: Rank) -> None:
+        self._queues[rank].append(request)
+
+    def leave(self, request: str) -> None:
+        """Unknown ones change nothing."""
+        for queue in self._queues:
+            if request in queue:
+                queue.remove(request)
+                return
+
+    def pop(self) -> str:
+        return next(queue for queue in self._queues if queue).popleft()
+
+
 class Release:
     __slots__ = (
         "_cut_at",
@@ -58,10 +86,14 @@ class Release:
         "_untried",
         "_waiting",
         "phase",
+        "untried_max",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting | None = None) -> None:
+        """`waiting`: the queue that it shares with others; None: one of its own."""
         self.phase: Phase = "open"
+        self.untried_max = UNTRIED_MAX
+        """Of a pool of keys each has its part."""
         self._untried: dict[str, float] = {}
         """Calls sent and neither answered nor refused yet -> when they went."""
         self._taken = 0.0
@@ -79,20 +111,19 @@ class Release:
         self._threshold: float | None = None
         """The rate below the one that was refused last."""
         self._next_at = 0.0
-        self._waiting: tuple[deque[str], deque[str], deque[str]] = (deque(), deque(), deque())
+        self._waiting = Waiting() if waiting is None else waiting
 
     # ------------------------------------------------------------ what is known
 
     @property
     def waiting(self) -> int:
-        first, second, third = self._waiting
-        return len(first) + len(second) + len(third)
+        return len(self._waiting)
 
     def admits(self, now: float) -> bool:
         """A request that has not waited may go at once."""
         if self.phase != "open" and not self._settled(now):
             return False
-        if len(self._untried) < UNTRIED_MAX:
+        if len(self._untried) < self.untried_max:
             return True
         self._patience(now)
         return not self.waiting and len(self._untried) < self._allowed(now)
@@ -149,39 +180,48 @@ class Release:
     # ------------------------------------------------------------ who waits
 
     def join(self, request: str, rank: Rank) -> None:
-        self._waiting[rank].append(request)
+        self._waiting.join(request, rank)
 
     def leave(self, request: str) -> None:
         """It waits no longer: its deadline passed, or its caller left. Unknown ones change nothing."""
-        for queue in self._waiting:
-            if request in queue:
-                queue.remove(request)
-                return
+        self._waiting.leave(request)
 
     def due(self, now: float) -> str | None:
         """The next that may go now, critical ones first; it waits no longer. Ask until None."""
-        if not self.waiting:
-            return None
+        return self._waiting.pop() if self.waiting and self.turn(now) else None
+
+    def is_due(self, now: float) -> bool:
+        """`turn` would be true, and nothing is taken."""
+        match self.phase:
+            case "open":
+                return self.admits(now)
+            case "paused":
+                return now >= self._until
+            case "probing" | "recovering":
+                return now >= self._next_at
+
+    def turn(self, now: float) -> bool:
+        """One may go now, and its turn is taken: whoever asks is the one."""
         match self.phase:
             case "open":
                 self._patience(now)
-                return self._pop() if len(self._untried) < self._allowed(now) else None
+                return len(self._untried) < self._allowed(now)
             case "paused":
                 if now < self._until:
-                    return None
+                    return False
                 # One goes first: everybody else waits for how it fares.
                 self.phase, self._next_at = "probing", now + PATIENCE_S
-                return self._pop()
+                return True
             case "probing":
                 if now < self._next_at:
-                    return None
+                    return False
                 self._recover(now)
             case "recovering":
                 pass
         if now < self._next_at:
-            return None
+            return False
         self._next_at = max(self._next_at, now - BURST_S) + 1.0 / self._rate_now(now)
-        return self._pop()
+        return True
 
     def wake_at(self, now: float) -> float | None:
         """When `due` should be asked again though nothing happens; None: nobody waits."""
@@ -197,9 +237,6 @@ class Release:
                 return max(self._next_at, now)
 
     # ------------------------------------------------------------ arithmetic
-
-    def _pop(self) -> str:
-        return next(queue for queue in self._waiting if queue).popleft()
 
     def _took(self, count: int, now: float, sent_at: float) -> None:
         self._taken = self._lately(now) + count
@@ -224,7 +261,7 @@ class Release:
         return self._taken * float(0.5 ** (max(0.0, now - self._taken_at) / QUIET_S))
 
     def _allowed(self, now: float) -> float:
-        return UNTRIED_MAX + 2 * self._lately(now)
+        return self.untried_max + 2 * self._lately(now)
 
     def _patience(self, now: float) -> None:
         """Calls that nobody refused for so long were taken."""

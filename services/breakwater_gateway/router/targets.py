@@ -17,7 +17,6 @@ from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.first_tokens import FirstTokens
 from breakwater_gateway.router.own_window import OwnWindows
 from breakwater_gateway.router.plan import Candidate, Skipped
-from breakwater_gateway.router.release import Release
 from breakwater_gateway.router.retry import RetryBudget
 from breakwater_gateway.router.sight import Sight
 from breakwater_gateway.router.standing import Standings
@@ -30,6 +29,7 @@ from breakwater_gateway.router.strategies import (
     Reason,
     filter_targets,
 )
+from breakwater_gateway.router.throttle import Throttle
 from breakwater_protocol.events import AttemptFinished, BreakerChanged
 from breakwater_protocol.measures import LatencyBoard, UsageBoard
 from breakwater_protocol.views import BreakerBoard, LoadBoard
@@ -42,6 +42,7 @@ CLAIMS_KEPT: Final = 4096
 _SOON_S: Final = 0.001
 """Until when a target is held whose next release depends on answers."""
 
+_ONE_KEY: Final = (0,)
 _A_CHOICE: Final = frozenset({Reason.throttled, Reason.max_in_flight})
 """Reasons to wait for a target that is well."""
 
@@ -81,7 +82,7 @@ class Targets:
         self.latency = LatencyBoard()
         self.usage = UsageBoard()
         self._sight = Sight(self.loads, self.latency, self.usage, prices=shipped)
-        self._releases: dict[str, Release] = {}
+        self._throttles: dict[str, Throttle] = {}
         self._budgets: dict[str, RetryBudget] = {}
         self._claims: set[tuple[str, int]] = set()
         self._looks: dict[int, _Look] = {}
@@ -115,21 +116,34 @@ class Targets:
         self.own.failed(target, model.breaker, now_wall, draw)
         self._changes += self.standings.silent
 
-    def pause(self, target: str, seconds: float | None, *, now: float) -> None:
-        """Another router heard that the target wants to be left alone: by all requests."""
-        self.release(target).pause(seconds, now)
+    def pause(self, target: str, key: int | None, seconds: float | None, *, now: float) -> None:
+        """Another router heard that the target wants to be left alone: by all requests with this key of its
+        pool, or, None, with any."""
+        self.throttle(target).pause(key, seconds, now)
         self._changes += 1
 
-    def refused(self, target: str, request: str, seconds: float | None, *, now: float) -> None:
+    def refused(
+        self, target: str, key: int, request: str, seconds: float | None, *, now: float
+    ) -> None:
         """A call of this router's was refused for its rate."""
-        self.release(target).refused(request, seconds, now)
+        self.throttle(target).key(key).refused(request, seconds, now)
         self._changes += 1
 
-    def release(self, target: str) -> Release:
-        found = self._releases.get(target)
+    def throttle(self, target: str) -> Throttle:
+        found = self._throttles.get(target)
         if found is None:
-            found = self._releases[target] = Release()
+            found = self._throttles[target] = Throttle(self._pool(target))
         return found
+
+    def _pool(self, target: str) -> int:
+        return len(self.standings.scopes.get(target, NO_SCOPES).keys)
+
+    def keys(self, target: str, now_wall: float) -> Sequence[int]:
+        """Those of its pool that no breaker keeps out; all, where breakers leave none."""
+        pool = self._pool(target)
+        if pool > 1:
+            return self.standings.of(target, now_wall).keys or range(pool)
+        return _ONE_KEY
 
     def retain(self, config: Config) -> None:
         """The configuration changed: forget every target that it does not hold."""
@@ -138,9 +152,11 @@ class Targets:
         self.own.retain(known)
         self.breakers.retain(known)
         self.first_tokens.retain(known)
-        self._releases = {
-            t: release for t, release in self._releases.items() if t in known or release.waiting
+        self._throttles = {
+            t: each for t, each in self._throttles.items() if t in known or each.waiting
         }
+        for target, throttle in self._throttles.items():
+            throttle.resize(self._pool(target))
         self._budgets = {t: budget for t, budget in self._budgets.items() if t in known}
         self._looks.clear()
         self.latency.retain(known)
@@ -167,8 +183,8 @@ class Targets:
         sight = self._sight
         sight.now, sight.now_wall = now, now_wall
         chosen, score = look.group.first(model.strategy, sight, draw, ask)
-        release = self._releases.get(chosen.id)
-        if release is not None and not release.admits(now):
+        throttle = self._throttles.get(chosen.id)
+        if throttle is not None and not throttle.admits(now):
             return None
         self.considered = Considered(*look.group.compared, look.skipped)
         if score is None:
@@ -184,12 +200,14 @@ class Targets:
         draw: Draw,
         claiming: bool = False,
         turn: str = "",
+        turn_key: int = 0,
         ask: Ask = ANY,
     ) -> tuple[tuple[Candidate, ...], tuple[Skipped, ...]]:
         """Every target that may be called, in the strategy's order, and why each other one may not.
 
         `claiming`: this request has won a probe, so its target is shown to it again. `turn`: the
-        deployment that the request waited for, and may call although others have to wait.
+        deployment that the request waited for, and may call, with `turn_key` of its pool, although others
+        have to wait.
         """
         found = self._filter(model, now, now_wall, turn)
         self._sight.now, self._sight.now_wall = now, now_wall
@@ -211,7 +229,13 @@ class Targets:
         if not probes:
             skipped += [Skipped(d.id, "half_open", now + HALF_OPEN_WAIT_S) for d in found.half_open]
         candidates = [
-            self._candidate(d, score, probe=False, turn=d.id == turn) for d, score in ordered
+            self._pooled(
+                self._candidate(d, score, probe=False, turn=d.id == turn),
+                turn_key if d.id == turn else None,
+                now,
+                now_wall,
+            )
+            for d, score in ordered
         ]
         if not (candidates or found.half_open):
             probes = [c for c in self._early(found) if claiming or c.place not in self._claims]
@@ -286,19 +310,37 @@ class Targets:
             model.deployments,
             breakers=self.standings,
             load=self.loads,
-            not_before=self._held(model, now, turn),
+            not_before=self._held(model, now, now_wall, turn),
             now=now,
             now_wall=now_wall,
         )
 
-    def _held(self, model: Model, now: float, turn: str) -> dict[str, float]:
+    def _held(self, model: Model, now: float, now_wall: float, turn: str) -> dict[str, float]:
         """Deployments that a request has to wait for -> until when, as far as it can be told."""
         held: dict[str, float] = {}
         for deployment in model.deployments:
-            release = self._releases.get(deployment.id)
-            if release is not None and deployment.id != turn and not release.admits(now):
-                held[deployment.id] = max(release.until(now), now + _SOON_S)
+            throttle = self._throttles.get(deployment.id)
+            if throttle is None or deployment.id == turn or throttle.admits(now):
+                continue
+            keys = self.keys(deployment.id, now_wall)
+            if not throttle.usable(keys, now):
+                held[deployment.id] = max(throttle.until(keys, now), now + _SOON_S)
         return held
+
+    def _pooled(
+        self, candidate: Candidate, turn_key: int | None, now: float, now_wall: float
+    ) -> Candidate:
+        """With the keys only that may be used now: those that are not paused, or the one whose turn it is."""
+        throttle = self._throttles.get(candidate.deployment)
+        if throttle is None or len(throttle.keys) < 2:
+            return candidate
+        if turn_key is None and throttle.admits(now):
+            return candidate
+        keys = self.keys(candidate.deployment, now_wall)
+        usable = throttle.usable(keys, now) if turn_key is None else (turn_key,)
+        paused = [key for key in keys if key not in usable]
+        until = max(throttle.until(paused, now), now + _SOON_S) if paused else None
+        return msgspec.structs.replace(candidate, usable_keys=usable, more_keys_at=until)
 
     def _candidate(
         self,

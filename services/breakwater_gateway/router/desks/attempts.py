@@ -29,6 +29,7 @@ from breakwater_gateway.router.plan import (
     Skipped,
     Wait,
 )
+from breakwater_gateway.router.release import Release
 from breakwater_gateway.router.retry import RetryBudget
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Context
@@ -222,6 +223,7 @@ class Attempts:
             draw=clock.draw,
             claiming=life.probe is not None,
             turn=turn,
+            turn_key=life.turn_key,
             ask=life.ask,
         )
         life.considered = life.considered or targets.considered
@@ -325,7 +327,9 @@ class Attempts:
             self._plan_hedge(life, call, life.model.hedge, now)
         self._holding.setdefault(worker, set()).add(call)
         self._targets.loads.dispatched(worker, target, life.request_id)
-        self._targets.release(target).sent(life.request_id, now)
+        self._targets.throttle(target).sent(
+            step.key, life.request_id, now, turn=step.candidate.turn
+        )
         reply = life.inbox.subject if life.inbox is not None else ""
         subjects = self.context.subjects
         try:
@@ -442,7 +446,7 @@ class Attempts:
         """Wait with everybody else that the target makes wait, at most for as long as the plan is patient."""
         life.queued, life.queued_at = target, now
         life.note("wait", now=now, deployment=target, reason="throttled")
-        self._targets.release(target).join(life.request_id, life.rank)
+        self._targets.throttle(target).join(life.request_id, life.rank)
         self._set_timer(life, life.plan.patience, partial(self._waited_out, life))
         self.pump(target)
 
@@ -453,18 +457,19 @@ class Attempts:
     def _leave_queue(self, life: Life) -> None:
         target, life.queued = life.queued, ""
         if target:
-            self._targets.release(target).leave(life.request_id)
+            self._targets.throttle(target).leave(life.request_id)
             life.provider_ms += (self.context.clock.now() - life.queued_at) * 1000
 
     def pump(self, target: str) -> None:
         """Let go whoever's turn has come, and look again when the queue wants to be looked at."""
-        release, clock = self._targets.release(target), self.context.clock
-        now = clock.now()
-        while (request := release.due(now)) is not None:
+        throttle, clock = self._targets.throttle(target), self.context.clock
+        now, keys = clock.now(), self._targets.keys(target, clock.wall())
+        while (found := throttle.due(keys, now)) is not None:
+            request, key = found
             life = self._live.get(request)
             if life is None or life.queued != target:
                 continue
-            life.queued, life.turn = "", target
+            life.queued, life.turn, life.turn_key = "", target, key
             life.provider_ms += (now - life.queued_at) * 1000
             if life.timer is not None:
                 life.timer.cancel()
@@ -473,13 +478,13 @@ class Attempts:
         timer = self._pumps.pop(target, None)
         if timer is not None:
             timer.cancel()
-        at = release.wake_at(now)
+        at = throttle.wake_at(keys, now)
         if at is not None:
             self._pumps[target] = clock.call_at(at, partial(self.pump, target))
 
-    def throttled(self, target: str, wait_s: float | None) -> None:
-        """Some router's call was refused: everybody leaves the target alone."""
-        self._targets.pause(target, wait_s, now=self.context.clock.now())
+    def throttled(self, target: str, key: int | None, wait_s: float | None) -> None:
+        """Some router's call was refused: everybody leaves the key that it used alone; None: the target."""
+        self._targets.pause(target, key, wait_s, now=self.context.clock.now())
         self.pump(target)
 
     # ------------------------------------------------------------ replies
@@ -524,6 +529,7 @@ class Attempts:
         if isinstance(failure, f.RateLimited):
             self._targets.refused(
                 call.step.candidate.target,
+                call.step.key,
                 life.request_id,
                 f.retry_after_s(failure),
                 now=self.context.clock.now(),
@@ -541,7 +547,7 @@ class Attempts:
             self._end_partial(life, failure)
             return
         # Of a target that is let at only a few at a time, a full worker is no news: back into the queue.
-        throttled = self._targets.release(call.step.candidate.target).phase != "open"
+        throttled = self._release_of(call).phase != "open"
         if isinstance(failure, f.WorkerBusy) and (throttled or not failure.full):
             now = self.context.clock.now()
             life.note("skip", now=now, reason="worker_busy")
@@ -725,10 +731,14 @@ class Attempts:
 
     def _answered(self, call: Call) -> None:
         """Not refused for its rate, as far as the target's queue is concerned; a refusal was told before."""
-        release = self._targets.release(call.step.candidate.target)
+        release = self._release_of(call)
         release.answered(call.request, self.context.clock.now())
         if release.waiting:
             self.pump(call.step.candidate.target)
+
+    def _release_of(self, call: Call) -> Release:
+        """Of the key that the call used."""
+        return self._targets.throttle(call.step.candidate.target).key(call.step.key)
 
     # ------------------------------------------------------------ small things
 

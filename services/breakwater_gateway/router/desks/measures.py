@@ -26,9 +26,9 @@ class Measures:
         *,
         targets: Targets,
         tasks: TaskSet,
-        exhausted: Callable[[str, float | None], None],
+        exhausted: Callable[[str, int | None, float | None], None],
     ) -> None:
-        """`exhausted`: a deployment has nothing left of its rates for so many seconds."""
+        """`exhausted`: a deployment, or one key of its pool, has nothing left of its rates for so many seconds."""
         self.context = context
         self._targets = targets
         self._tasks = tasks
@@ -85,4 +85,4 @@ class Measures:
             return
         wait_s = self._targets.heard(attempt, deployment, now=self.context.clock.now())
         if wait_s > 0 and deployment.id in self._rated:
-            self._exhausted(deployment.id, wait_s)
+            self._exhausted(deployment.id, None, wait_s)
