@@ -107,6 +107,35 @@ def test_a_bad_budget_is_refused_with_its_line(line: str, said: str) -> None:
     assert "f.yaml:3: budgets[0]" in found
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (
+            "tokens: 1, per: day",
+            "usd: -5, per: day",
+            'budgets[1].usd: expected USD above 0 and up to 1_000_000_000, not "-5"',
+        ),
+        (
+            "tokens: 1, per: day",
+            "tokens: 0, per: day",
+            "budgets[1].tokens: expected a whole number from 1 to 1_000_000_000_000_000, not \"0\"",
+        ),
+        (
+            "usd: 1, per: rolling 1m",
+            "usd: 1, per: rolling 5s",
+            "budgets[1].per: expected a window of 1m to 366d in whole seconds, not \"rolling 5s\"",
+        ),
+    ],
+)
+def test_a_budget_that_cannot_be_read_is_no_second_one_of_another(
+    first: str, second: str, said: str
+) -> None:
+    found = mistakes(
+        f"budgets:\n  - {{account: 'user:a', {first}}}\n  - {{account: 'user:a', {second}}}\n"
+    )
+    assert found == f"f.yaml:4: {said}"
+
+
 def test_two_budgets_of_one_account_unit_and_period_are_refused() -> None:
     said = mistakes(
         "budgets:\n"

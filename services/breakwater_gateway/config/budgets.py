@@ -63,6 +63,11 @@ def _budget(block: Block, account: str, path: Path, report: Report) -> Budget | 
         if timezone is not None:
             message = "a rolling window begins at no midnight; leave timezone out"
             report.add((*path, "timezone"), *block.mark(keys.TIMEZONE), message)
+        if not rolling_s:
+            return None
+    # What could not be read limits nothing of either kind: it is no second budget of another one.
+    if (usd, tokens) == (None, None):
+        return None
     soft = block.get(keys.SOFT)
     scope, id_ = split_account(account)
     return Budget(
@@ -88,7 +93,7 @@ def _rolling(per: str, path: Path, at: tuple[int, int], report: Report) -> int:
         least, most = format_duration(ROLLING_MIN_S), format_duration(ROLLING_MAX_S)
         message = f"expected a window of {least} to {most} in whole seconds, not {shown(per)}"
         report.add(path, *at, message)
-        return ROLLING_MIN_S
+        return 0
     return seconds
 
 
