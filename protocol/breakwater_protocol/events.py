@@ -100,6 +100,10 @@ class AttemptFinished(Struct, frozen=True, omit_defaults=True):
     """As `epoch`, of the key's breaker; -1 where the call may not speak for it."""
     region_epoch: int = 0
     """Of the provider-region's."""
+    provider_model: str = ""
+    """What the provider calls the model."""
+    traceparent: str = ""
+    """The caller's."""
 
 
 class Decision(Struct, frozen=True, omit_defaults=True):
@@ -149,6 +153,8 @@ class RequestFinished(Struct, frozen=True, omit_defaults=True):
     """What the answer had cost whoever was given it first; None: it was not given again, or nobody knows."""
     config_revision: int = 0
     traceparent: str = ""
+    """The caller's; `tracestate` too."""
+    tracestate: str = ""
 
 
 class Alert(Struct, frozen=True, omit_defaults=True):

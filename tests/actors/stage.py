@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 from anyio.abc import TaskGroup
 
 from breakwater_gateway.cache.actor import Cache
@@ -34,13 +35,14 @@ from breakwater_gateway.config.model import (
     StrategyName,
     Timeouts,
 )
+from breakwater_gateway.exporter.actor import Exporter
 from breakwater_gateway.health.actor import Health
 from breakwater_gateway.ledger.actor import Ledger
 from breakwater_gateway.router.actor import Router
 from breakwater_gateway.runtime.actor import Actor, Context
-from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.bus import Message, Stored
 from breakwater_gateway.runtime.clock import Clock
-from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
+from breakwater_gateway.runtime.memory_bus import KeptLog, MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_gateway.runtime.service import ConfigHolder, publish_config
 from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
@@ -290,6 +292,9 @@ class Gateway:
         self.wall = Wall()
         self.embedder: Embedder | None = None
         """Of the actor `cache`."""
+        self.collector: httpx.AsyncBaseTransport | None = None
+        """Of the actor `exporter`; `environment` too."""
+        self.environment: dict[str, str] = {}
 
     async def listen(self) -> None:
         s = SUBJECTS
@@ -302,6 +307,17 @@ class Gateway:
         await self.bus.subscribe(
             s.health.any(), lambda m: self.breakers.append(s.health.decode(m.data))
         )
+
+    async def keep_events(self) -> KeptLog:
+        """The stream `EVT`, which the server fills from what is published."""
+        log = self.hub.kept_log("EVT", -1)
+
+        def keep(message: Message) -> None:
+            seq = log.messages[-1].seq + 1 if log.messages else 1
+            log.messages.append(Stored(message.subject, seq, message.data, self.wall()))
+
+        await self.bus.subscribe(SUBJECTS.events, keep)
+        return log
 
     async def add(self, name: str) -> None:
         """A process with one actor: `health`, `router`, `worker`, `worker-2`, …"""
@@ -330,6 +346,8 @@ class Gateway:
                     return Cache(context, embedder=self.embedder)
                 case "ledger":
                     return Ledger(context, environment={})
+                case "exporter":
+                    return Exporter(context, environment=self.environment, transport=self.collector)
                 case _:
                     return Health(context)
 

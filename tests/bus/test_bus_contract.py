@@ -623,6 +623,9 @@ async def test_a_log_keeps_what_is_appended_in_order(connect: Connect, root: str
     last = await far.last(f"{root}.log.a")
     assert last == found[-1]
     assert await far.last(f"{root}.log.c") is None
+    newest = await far.last(f"{root}.log.*")
+    assert newest is not None
+    assert (newest.subject, newest.seq) == (f"{root}.log.b", other)
 
 
 async def test_an_append_behind_another_s_is_refused(connect: Connect, root: str) -> None:

@@ -58,9 +58,13 @@ def until(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours without what changes how a gateway starts: provider keys, NATS, proxies."""
+    """Ours without what changes how a gateway starts: provider keys, NATS, proxies, telemetry."""
     dropped = ("_API_KEY", "_KEY", "_TOKEN", "_PROXY", "_proxy", "NATS_URL", "NATS_CREDS")
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(dropped)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith(dropped) and not name.startswith("OTEL_")
+    }
     return kept | {"PYTHONUNBUFFERED": "1"} | more
 
 

@@ -24,7 +24,7 @@ DOCKERFILE = (ROOT / "ops" / "Dockerfile").read_text()
 
 def test_there_is_one_service_for_nats_and_one_for_each_kind_of_actor() -> None:
     assert set(SERVICES) == {
-        *("nats", "edge", "router", "worker", "health", "ledger", "cache", "simulator")
+        *("nats", "edge", "router", "worker", "health", "ledger", "cache", "exporter", "simulator")
     }
 
 

@@ -118,12 +118,12 @@ def test_a_bad_budget_is_refused_with_its_line(line: str, said: str) -> None:
         (
             "tokens: 1, per: day",
             "tokens: 0, per: day",
-            "budgets[1].tokens: expected a whole number from 1 to 1_000_000_000_000_000, not \"0\"",
+            'budgets[1].tokens: expected a whole number from 1 to 1_000_000_000_000_000, not "0"',
         ),
         (
             "usd: 1, per: rolling 1m",
             "usd: 1, per: rolling 5s",
-            "budgets[1].per: expected a window of 1m to 366d in whole seconds, not \"rolling 5s\"",
+            'budgets[1].per: expected a window of 1m to 366d in whole seconds, not "rolling 5s"',
         ),
     ],
 )

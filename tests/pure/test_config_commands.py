@@ -13,9 +13,7 @@ from breakwater_gateway.config.codec import Stored, encode_stored
 from breakwater_gateway.config.load import load_text
 
 GOOD = "models:\n  a:\n    deployments: [{model: openai/x, api_key: env:SURELY_NOT_SET}]\n"
-BAD = (
-    "models:\n  a:\n    deployments:\n      - {model: openai/x, wieght: 1}\ntelemetry: {otlp: x}\n"
-)
+BAD = "models:\n  a:\n    deployments:\n      - {model: openai/x, wieght: 1}\ntelemetry: {record_content: true}\n"
 
 
 async def no_nats(url: str) -> bytes:
@@ -81,7 +79,10 @@ def test_check_of_a_bad_file_prints_every_mistake_and_exits_with_3(bad: str) -> 
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         f'{bad}:4: models.a.deployments[0].wieght: unknown key; did you mean "weight"?',
-        f"{bad}:5: telemetry.otlp: export over OTLP is not served by this version; remove it",
+        (
+            f"{bad}:5: telemetry.record_content: recording of prompts and answers is not served by"
+            " this version; expected false"
+        ),
     ]
 
 

@@ -287,12 +287,35 @@ FILE_MISTAKES = [
         'breakwater.yaml:3: auth.mode: expected one of open, keys, not "key"; did you mean "keys"?',
     ),
     (
-        f"models: {{a: {{{D}}}}}\ntelemetry: {{record_content: false}}",
-        "breakwater.yaml:2: telemetry.record_content: recording of contents is not served by this",
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{record_content: true}}",
+        (
+            "breakwater.yaml:2: telemetry.record_content: recording of prompts and answers is not"
+            " served by this version; expected false"
+        ),
+    ),
+    (
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{record_content: maybe}}",
+        'breakwater.yaml:2: telemetry.record_content: expected true or false, not "maybe"',
+    ),
+    (
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{otlp: grpc://h}}",
+        "breakwater.yaml:2: telemetry.otlp: expected an address such as https://host/path, or",
+    ),
+    (
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{otlp: 'https://u:p@h/otlp'}}",
+        "breakwater.yaml:2: telemetry.otlp: an address that holds a secret does not stand in",
+    ),
+    (
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{oltp: 'http://h:4318'}}",
+        'breakwater.yaml:2: telemetry.oltp: unknown key; did you mean "otlp"?',
+    ),
+    (
+        f"models: {{a: {{{D}}}}}\ntelemetry: {{traces: {{sample: 1.5}}}}",
+        "breakwater.yaml:2: telemetry.traces.sample: expected a number from 0 to 1, not",
     ),
     (
         f"models: {{a: {{{D}}}}}\ntelemetry:\n",
-        "breakwater.yaml:2: telemetry: expected the keys of telemetry (log, level), not nothing",
+        "breakwater.yaml:2: telemetry: expected the keys of telemetry (log, level, otlp,",
     ),
     (
         f"models: {{a: {{{D}}}}}\nproviders: {{x: {{wire: openai}}}}",

@@ -1,9 +1,11 @@
 """The published JSON Schema and the loader accept the same files."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -11,8 +13,10 @@ from jsonschema import Draft202012Validator
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config.kinds import JsonSchema, ListOf, MapOf, Section
 from breakwater_gateway.config.load import ConfigError, load_text
+from breakwater_gateway.config.model import KeyRef
 from breakwater_gateway.config.problems import Report
 from breakwater_gateway.config.schema import json_schema
+from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.config.table import ROOT
 from breakwater_gateway.config.yaml_tree import parse
 
@@ -20,6 +24,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 SCHEMA = json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
+SAMPLE = Path(__file__).parents[2] / "ops" / "examples" / "breakwater.yaml"
 
 DEPLOYMENT = {"model": "openai/x"}
 MODEL = {"deployments": [DEPLOYMENT]}
@@ -180,7 +185,13 @@ FULL: dict[str, Any] = {
     ],
     "rate_limits": [{"account": "key:*", "requests": 60, "tokens": 100_000, "concurrent": 10}],
     "auth": {"mode": "open"},
-    "telemetry": {"log": "json", "level": "debug"},
+    "telemetry": {
+        "log": "json",
+        "level": "debug",
+        "otlp": "env:OTEL_EXPORTER_OTLP_ENDPOINT",
+        "traces": {"sample": 0.1, "slow": "5s"},
+        "record_content": False,
+    },
     "limits": {
         "body_bytes": 2048,
         "answer_bytes": 2048,
@@ -227,6 +238,16 @@ def test_the_schema_is_a_valid_schema() -> None:
 def test_a_file_with_every_key_is_good_for_both() -> None:
     VALIDATOR.validate(FULL)
     load_text(json.dumps(FULL), source="f", environment={})
+
+
+def test_the_sample_is_good_for_both() -> None:
+    text = SAMPLE.read_text()
+    VALIDATOR.validate(yaml.safe_load(text))
+    faq = (SAMPLE.parent / "faq.yaml").read_bytes()
+    config = load_text(text, source="f", environment={}, read_file=lambda _: faq)
+    assert config.telemetry.otlp == KeyRef("env", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert len(config.static_answers.entries) == 2
+    assert load_text(to_yaml(config), source="f", environment={}) == config
 
 
 def test_every_key_of_the_loader_is_in_the_schema_and_in_the_full_file() -> None:

@@ -171,7 +171,12 @@ def configuration(path: str | None) -> list[Finding]:
     from breakwater_gateway.cli.config_commands import Unavailable, read_config_file, readable
     from breakwater_gateway.cli.config_files import Beside
     from breakwater_gateway.config.defaults import with_keys
-    from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
+    from breakwater_gateway.config.load import (
+        ConfigError,
+        load_text,
+        missing_keys,
+        silent_traces,
+    )
 
     if path is None:
         providers = [provider.id for provider in with_keys(os.environ)]
@@ -195,6 +200,10 @@ def configuration(path: str | None) -> list[Finding]:
             else f"install -m 600 /dev/stdin {shlex.quote(missing.ref.name)}"
         )
         found.append(Finding("keys", "warning", str(missing), mend))
+    if config.telemetry.otlp:
+        silent = silent_traces(config, os.environ, readable=readable)
+        said = f"not exported: {silent}" if silent else f"exported to {config.telemetry.otlp}"
+        found.append(Finding("traces", "ok", said))
     return found
 
 

@@ -324,11 +324,18 @@ class _Serving:
 
             return Cache(context)
 
+        def exporter(context: Context) -> Actor:
+            # Imported where it runs: who exports nothing needs no second HTTP client.
+            from breakwater_gateway.exporter.actor import Exporter
+
+            return Exporter(context)
+
         return {
             "simulator": simulator,
             "health": Health,
             "cache": cache,
             "ledger": Ledger,
+            "exporter": exporter,
             "worker": worker,
             "router": router,
             "edge": edge,

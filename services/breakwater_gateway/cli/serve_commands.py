@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 import click
 
 EXIT_CANNOT_START: Final = 2
-KINDS: Final = ("edge", "router", "worker", "health", "ledger", "cache", "simulator")
+KINDS: Final = ("edge", "router", "worker", "health", "ledger", "cache", "exporter", "simulator")
 
 _config = click.option(
     "--config", "config_path", metavar="FILE", help="The breakwater.yaml to serve."
@@ -110,7 +110,7 @@ def up(
 
 @click.command(
     help="Run just these actors against a NATS server: edge, router, worker, health, ledger,"
-    " cache, simulator."
+    " cache, exporter, simulator."
 )
 @click.argument("actors", nargs=-1, required=True, type=click.Choice(KINDS))
 @click.option(

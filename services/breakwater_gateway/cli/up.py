@@ -28,7 +28,7 @@ from breakwater_gateway.cli.process import (
 from breakwater_gateway.cli.serve_commands import check_port
 from breakwater_gateway.config.codec import Stored, stored_defaults
 from breakwater_gateway.config.defaults import default_config, with_keys
-from breakwater_gateway.config.load import missing_keys
+from breakwater_gateway.config.load import missing_keys, silent_traces
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.edge.actor import Listen
 from breakwater_gateway.runtime.embedded import (
@@ -38,7 +38,7 @@ from breakwater_gateway.runtime.embedded import (
 )
 from breakwater_gateway.runtime.logs import configure_logging, get_log
 
-SHARED: Final = ("health", "ledger", "cache")
+SHARED: Final = ("health", "ledger", "cache", "exporter")
 """One of each serves all processes."""
 RESTART_S: Final = 1.0
 LEAVE_S: Final = 5.0
@@ -272,6 +272,8 @@ def _banner(plan: Up, config: Config, nats: str, port: int) -> str:
         "",
     ]
     lines += [f"Warning: {missing}" for missing in missing_keys(config, os.environ)]
+    if silent := silent_traces(config, os.environ):
+        lines.append(f"Traces are not exported: {silent}.")
     lines.append("Ready. Ctrl-C drains and stops.")
     return "\n".join(lines)
 

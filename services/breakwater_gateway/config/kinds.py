@@ -346,6 +346,22 @@ class Switch(Struct, frozen=True):
         return {"enum": [True, False, "true", "True", "TRUE", "false", "False", "FALSE"]}
 
 
+class StaysOff(Struct, frozen=True):
+    """A switch that only `false` is served of; `later` says what `true` would turn on."""
+
+    later: AbstractMapping[str, str]
+
+    def read(self, node: Node, path: Path, report: Report) -> bool | None:
+        value = Switch().read(node, path, report)
+        if value:
+            report.add(path, node.line, node.column, refusal(self.later["true"], "false"))
+            return None
+        return value
+
+    def schema(self) -> JsonSchema:
+        return {"enum": [False, "false", "False", "FALSE"]}
+
+
 class Duration(Struct, frozen=True):
     """Seconds, positive, in whole milliseconds."""
 

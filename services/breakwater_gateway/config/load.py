@@ -64,7 +64,7 @@ from breakwater_gateway.config.targets import KEYS_MAX, RESERVED, key_target
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
-__all__ = ["ConfigError", "MissingKey", "Problem", "load_text", "missing_keys"]
+__all__ = ["ConfigError", "MissingKey", "Problem", "load_text", "missing_keys", "silent_traces"]
 
 T = TypeVar("T")
 
@@ -129,6 +129,21 @@ def missing_keys(
         for ref, ids in users.items()
         if (not environment.get(ref.name) if ref.source == "env" else _unreadable(ref, readable))
     ]
+
+
+def silent_traces(
+    config: Config,
+    environment: Mapping[str, str],
+    *,
+    readable: Callable[[str], bool] | None = None,
+) -> str:
+    """Why no traces are exported from here although the file says where to; empty where that is not so."""
+    ref = config.telemetry.otlp
+    if not isinstance(ref, KeyRef):
+        return ""
+    if ref.source == "env":
+        return "" if environment.get(ref.name) else f"{ref} is not set here"
+    return f"{ref} cannot be read here" if _unreadable(ref, readable) else ""
 
 
 def _settings(deployment: Deployment) -> list[KeyRef]:
@@ -586,7 +601,14 @@ class _Builder:
         usual = Telemetry()
         log = block.get(keys.LOG) or usual.log
         level = block.get(keys.LEVEL) or usual.level
-        return Telemetry(log=log, level=level)  # type: ignore[arg-type]
+        traces = block.get(keys.TRACES) or _EMPTY
+        return Telemetry(
+            log=log,  # type: ignore[arg-type]  # the table allows no other
+            level=level,  # type: ignore[arg-type]
+            otlp=block.get(keys.OTLP) or usual.otlp,
+            trace_sample=_or(traces.get(keys.TRACE_SAMPLE), usual.trace_sample),
+            trace_slow_s=_or(traces.get(keys.TRACE_SLOW), usual.trace_slow_s),
+        )
 
     def _limits(self, block: Block) -> Limits:
         usual = Limits()

@@ -304,6 +304,12 @@ class Auth(Struct, frozen=True):
 class Telemetry(Struct, frozen=True):
     log: Literal["json", "console"] = "json"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp: str | KeyRef = ""
+    """Where traces are sent: the base of an OTLP/HTTP endpoint, or where that stands; empty: nowhere."""
+    trace_sample: float = 1.0
+    """Share of the traces that is exported where nothing is remarkable; the remarkable ones always are."""
+    trace_slow_s: float = 10.0
+    """A request that took as long is remarkable."""
 
 
 class Limits(Struct, frozen=True):

@@ -31,14 +31,11 @@ WIRES: Final[dict[Wire, str]] = {
 KEYS: Final[dict[str, dict[str, str]]] = {
     "": {},
     "models.*": {},
-    "telemetry": {
-        "otlp": "export over OTLP",
-        "record_content": "recording of contents",
-    },
 }
 """By section, then key: what to call it."""
 
 VALUES: Final[dict[str, dict[str, str]]] = {
     "providers.*.wire": {wire: name for wire, name in WIRES.items() if wire not in SERVED_WIRES},
+    "telemetry.record_content": {"true": "recording of prompts and answers"},
 }
 """By key, then value: what to call it."""

@@ -8,7 +8,7 @@ import yaml
 from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit, usd_text
 from breakwater_gateway.config.catalogue import CATALOGUE
 from breakwater_gateway.config.kinds import format_duration
-from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic
+from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic, Telemetry
 from breakwater_gateway.config.provider import Provider, auth_of
 from breakwater_gateway.config.recovery import show_recovery, show_static_answers
 from breakwater_gateway.config.routes import plain_route
@@ -34,7 +34,7 @@ def effective(config: Config) -> Plain:
     if config.rate_limits:
         data["rate_limits"] = [plain_rate_limit(each) for each in config.rate_limits]
     data["auth"] = {"mode": config.auth.mode, "nats": config.auth.nats}
-    data["telemetry"] = {"log": config.telemetry.log, "level": config.telemetry.level}
+    data["telemetry"] = _telemetry(config.telemetry)
     limits = config.limits
     data["limits"] = {
         "body_bytes": limits.body_bytes,
@@ -169,6 +169,19 @@ def _deployment(deployment: Deployment) -> Plain:
         "order": deployment.order,
         **{name: value for name, value in optional.items() if value is not None},
         "http2": deployment.http2,
+    }
+
+
+def _telemetry(telemetry: Telemetry) -> Plain:
+    return {
+        "log": telemetry.log,
+        "level": telemetry.level,
+        **({"otlp": str(telemetry.otlp)} if telemetry.otlp else {}),
+        "traces": {
+            "sample": telemetry.trace_sample,
+            "slow": format_duration(telemetry.trace_slow_s),
+        },
+        "record_content": False,
     }
 
 

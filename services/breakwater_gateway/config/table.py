@@ -24,6 +24,7 @@ from breakwater_gateway.config.kinds import (
     Section,
     Setting,
     Share,
+    StaysOff,
     Switch,
     Text,
     Url,
@@ -614,6 +615,30 @@ LEVEL: Final = Key(
     Choice(("debug", "info", "warning", "error")),
     "The least that is logged; default info.",
 )
+OTLP: Final = Key[str | KeyRef](
+    "otlp",
+    Hook(),
+    "Where traces go: the base of an OTLP/HTTP endpoint, env:NAME or file:PATH of one; /v1/traces is"
+    " added. Nothing is exported while the variable is not set. Default: nowhere.",
+)
+RECORD_CONTENT: Final = Key(
+    "record_content",
+    StaysOff(not_served.VALUES["telemetry.record_content"]),
+    "Prompts and answers are never recorded: false.",
+)
+TRACE_SAMPLE: Final = Key(
+    "sample",
+    Number(0, 1),
+    "Share of the traces that is exported besides errors, degraded and slow ones; default 1.",
+)
+TRACE_SLOW: Final = Key(
+    "slow", Duration(_DAY_S), "A request that took as long is always exported; default 10s."
+)
+TRACES: Final = Key(
+    "traces",
+    Section("traces", (TRACE_SAMPLE, TRACE_SLOW)),
+    "Which traces are exported over OTLP.",
+)
 BODY_BYTES: Final = Key("body_bytes", Whole(1_024, _BODY_MAX), "Largest request body.")
 ANSWER_BYTES: Final = Key(
     "answer_bytes", Whole(1_024, _BODY_MAX), "Largest answer, and largest event of a stream."
@@ -667,8 +692,12 @@ PROVIDERS: Final = Key(
 AUTH: Final = Key("auth", Section("auth", (AUTH_MODE, AUTH_NATS)), "Who may ask.")
 TELEMETRY: Final = Key(
     "telemetry",
-    Section("telemetry", (LOG, LEVEL), not_served.KEYS.get("telemetry", {})),
-    "What is logged.",
+    Section(
+        "telemetry",
+        (LOG, LEVEL, OTLP, TRACES, RECORD_CONTENT),
+        not_served.KEYS.get("telemetry", {}),
+    ),
+    "What is logged, and where traces go.",
 )
 LIMITS: Final = Key(
     "limits",

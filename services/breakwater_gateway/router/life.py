@@ -431,6 +431,7 @@ class Life:
             decisions=self._choice() + self.decisions,
             config_revision=config_revision,
             traceparent=self.options.traceparent,
+            tracestate=self.options.tracestate,
         )
 
 

@@ -14,6 +14,7 @@ from breakwater_gateway.config.budgets import usd_text
 from breakwater_gateway.config.model import RetryPolicy
 from breakwater_gateway.router.ladder import read_ladder
 from breakwater_gateway.router.money import Money
+from breakwater_gateway.runtime.telemetry import clean_tracestate
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Priority
@@ -63,6 +64,8 @@ class Options(Struct, frozen=True):
     max_cost_nano_usd: int | None = None
     """For all calls of the request together; less than the model's own bound, if it has one."""
     traceparent: str = ""
+    tracestate: str = ""
+    """Of whoever sent the `traceparent`; empty without one."""
 
 
 PRIORITIES: Final[dict[str, Priority]] = {p: p for p in get_args(Priority)}
@@ -76,7 +79,7 @@ def read_options(headers: Mapping[str, str]) -> Options | f.InvalidRequest:
         return _NONE
     found: dict[str, str] = {}
     properties: dict[str, str] = {}
-    traceparent = ""
+    traceparent = tracestate = ""
     for name, value in headers.items():
         if name.startswith(_PREFIX):
             if len(value) > VALUE_MAX:
@@ -94,15 +97,17 @@ def read_options(headers: Mapping[str, str]) -> Options | f.InvalidRequest:
                 return _refuse(name[:80], "is not a header that a request can carry")
         elif name == h.TRACEPARENT and _TRACEPARENT.fullmatch(value):
             traceparent = value
+        elif name == h.TRACESTATE:
+            tracestate = clean_tracestate(value)
     if not found and not properties and not traceparent:
         return _NONE
     if len(properties) > PROPERTIES_MAX:
         return _refuse(h.PROPERTY_PREFIX + "*", f"may be given {PROPERTIES_MAX} times at most")
-    return _check(found, properties, traceparent)
+    return _check(found, properties, traceparent, tracestate if traceparent else "")
 
 
 def _check(
-    found: dict[str, str], properties: dict[str, str], traceparent: str
+    found: dict[str, str], properties: dict[str, str], traceparent: str, tracestate: str
 ) -> Options | f.InvalidRequest:
     once = h.REQUEST_ID in found
     request_id = found.get(h.REQUEST_ID) or found.get(h.ASSIGNED_ID, "")
@@ -165,6 +170,7 @@ def _check(
         cache_threshold=float(threshold) if threshold else None,
         max_cost_nano_usd=max_cost,
         traceparent=traceparent,
+        tracestate=tracestate,
     )
 
 

@@ -224,7 +224,7 @@ class EventLog(Protocol):
         ...
 
     async def last(self, subject: str) -> Stored | None:
-        """The subject's last message, as the server that orders the log has it."""
+        """The last message of the subject or pattern, as the server that orders the log has it."""
         ...
 
     async def read(self, pattern: str, *, after: int, limit: int = READ_MAX) -> list[Stored]:

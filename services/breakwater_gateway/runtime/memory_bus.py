@@ -354,9 +354,11 @@ class MemoryLog:
         return self._kept.append(subject, data, expected=expected, at=self._bus.hub.wall())
 
     async def last(self, subject: str) -> Stored | None:
-        check_subject(subject)
+        check_pattern(subject)
         await self._bus.reach()
-        return self._kept.last(subject)
+        member = Member(subject, "", _nobody)
+        wanted = (e for e in reversed(self._kept.messages) if member.matches(e.subject.split(".")))
+        return next(wanted, None)
 
     async def read(self, pattern: str, *, after: int, limit: int = READ_MAX) -> list[Stored]:
         check_pattern(pattern)

@@ -136,6 +136,35 @@ METRICS: Final = _table(
         labels=("deployment", "state"),
     ),
     Metric(
+        "breakwater_spans_total",
+        "counter",
+        "Spans for the collector of traces: sent, rejected one by one, or refused with their batch.",
+        labels=("result",),
+    ),
+    Metric(
+        "breakwater_traces_total",
+        "counter",
+        "Requests whose trace was exported, or left out by sampling.",
+        labels=("decision",),
+    ),
+    Metric(
+        "breakwater_export_lag_seconds",
+        "gauge",
+        "Age of the oldest event that is still to be exported; 0 when there is none.",
+        unit="seconds",
+        merge="max",
+    ),
+    Metric(
+        "breakwater_export_failures_total",
+        "counter",
+        "Posts to the collector that have to be made again.",
+    ),
+    Metric(
+        "breakwater_export_events_lost_total",
+        "counter",
+        "Events that the stream EVT forgot before they were exported.",
+    ),
+    Metric(
         "breakwater_ledger_answers_total",
         "counter",
         "What the ledger answered: granted, exhausted, contended, reported, refused and so on.",

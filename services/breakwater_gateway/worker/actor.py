@@ -819,6 +819,8 @@ class Worker(Actor):
             region=run.deployment.region if run.deployment else "",
             key_epoch=work.key_epoch,
             region_epoch=work.region_epoch,
+            provider_model=work.provider_model,
+            traceparent=work.traceparent,
         )
         self._measure(work.deployment, failure, first_ms, run.usage)
         place = (work.target, outcome)
