@@ -57,6 +57,13 @@ class Work(Struct, frozen=True, omit_defaults=True):
     """Of the caller's own dialect (`anthropic-version`, …), for a provider of the same one."""
     refuse_dropped: bool = False
     """Refuse what the provider cannot express instead of naming it in `breakwater-dropped-params`."""
+    hurried: bool = False
+    """`first_token_s` is the caller's own, and shorter than the model's or meant of an answer in one piece: it
+    holds, and running out of it says nothing of the target."""
+    full_time: bool = False
+    """The attempt has all the time that the model gives: to say nothing in it is the target's failure."""
+    refuse_filtered: bool = False
+    """An answer that a safety system broke off is a failure, as long as nothing of it went to the caller."""
     key_epoch: int = 0
     """Of the key's breaker, as `epoch`; -1: the call does not speak for it."""
     region_epoch: int = 0

@@ -332,3 +332,39 @@ async def test_a_probe_whose_worker_dies_makes_room_for_another_at_once() -> Non
         assert (last.state, last.epoch, last.cause) == ("half_open", epoch + 1, "probe_expired")
         assert await asked(gateway, 200) == 1
         assert gateway.breakers[-1].cause == "probe_succeeded"
+
+
+@pytest.mark.parametrize(
+    ("stream", "impatient"),
+    [
+        (True, {"breakwater-ttft-timeout": "20ms"}),
+        (False, {"breakwater-ttft-timeout": "20ms"}),
+        (True, {"breakwater-timeout": "20ms"}),
+        (False, {"breakwater-timeout": "20ms"}),
+    ],
+)
+async def test_a_caller_who_will_not_wait_closes_no_target_to_others(
+    stream: bool, impatient: dict[str, str]
+) -> None:
+    async with stage(config("a", "b", breaker=QUICK)) as gateway:
+        for _ in range(6):
+            await gateway.ask(stream=stream, headers=impatient).error()
+        await asyncio.sleep(1)
+        assert gateway.breakers == []
+        gateway.kill("health")
+        await asyncio.sleep(6)
+        caller = gateway.ask()
+        while (call := await gateway.provider.next_call()).head.cancelled():
+            pass
+        call.reply(200, ANSWER)
+        assert (await caller.reply()).data == ANSWER
+
+
+async def test_a_target_that_lets_whole_answers_hang_is_left_alone() -> None:
+    async with stage(config("a", retry=ONCE, breaker=QUICK)) as gateway:
+        for _ in range(2):
+            assert (await gateway.ask().error())["status"] == 504
+        await asyncio.sleep(0.1)
+        assert [(b.target, b.state, b.cause) for b in gateway.breakers] == [
+            ("a", "open", "consecutive")
+        ]

@@ -150,6 +150,16 @@ async def test_the_total_timeout_cuts_a_stream_that_never_ends() -> None:
         assert messages[-1].headers["breakwater-partial"] == "total_timeout"
 
 
+async def test_a_caller_may_bound_the_wait_for_an_answer_in_one_piece() -> None:
+    async with stage(config("a", "b")) as gateway:
+        caller = gateway.ask(headers={"breakwater-ttft-timeout": "2s"})
+        await gateway.provider.next_call()
+        began = asyncio.get_running_loop().time()
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(2.0, abs=0.01)
+        assert (await caller.reply()).headers["breakwater-deployment"] == "b"
+
+
 async def test_a_cut_stream_is_partial_and_never_spliced() -> None:
     async with stage(config("a", "b")) as gateway:
         caller = gateway.ask(stream=True)

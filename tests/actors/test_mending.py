@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.actors.lender import Lender
-from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, stage
+from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config.model import (
@@ -250,6 +250,44 @@ async def test_what_is_filtered_is_an_error_where_the_model_says_so() -> None:
         assert (await caller.error())["code"] == "content_filter"
 
 
+BROKEN_OFF = ANSWER.replace(b'"stop"', b'"content_filter"')
+
+
+async def test_an_answer_that_was_filtered_is_made_by_the_next() -> None:
+    async with stage(mending(content=OnContentFilter("next"))) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (200, BROKEN_OFF), (200, ANSWER))
+        assert (await caller.reply()).data == ANSWER
+        assert gateway.provider.seen == ["a", "b"]
+
+
+async def test_with_no_call_left_a_filtered_answer_is_given_as_it_is() -> None:
+    policy = mending(content=OnContentFilter("next"), retry=RetryPolicy(attempts=1))
+    async with stage(policy) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (200, BROKEN_OFF))
+        assert (await caller.reply()).data == BROKEN_OFF
+
+
+async def test_without_a_policy_a_filtered_answer_is_given_as_it_is() -> None:
+    async with stage(mending()) as gateway:
+        caller = gateway.ask()
+        await told(gateway, (200, BROKEN_OFF))
+        assert (await caller.reply()).data == BROKEN_OFF
+
+
+async def test_a_stream_that_was_filtered_before_it_spoke_is_made_by_the_next() -> None:
+    async with stage(mending(content=OnContentFilter("next"))) as gateway:
+        caller = gateway.ask(stream=True)
+        for piece in (delta(finish="content_filter"), delta("hi", "stop")):
+            call = await gateway.provider.next_call()
+            call.start()
+            call.send(piece, b"data: [DONE]\n\n")
+        await caller.reply()
+        end = (await caller.reply()).headers
+        assert (end["breakwater-end"], end["breakwater-deployment"]) == ("ok", "b")
+
+
 def call_of(arguments: str) -> bytes:
     function = {"name": "f", "arguments": arguments}
     message = {
@@ -307,6 +345,7 @@ SAID: dict[str, tuple[int, bytes]] = {
     "ok": (200, ANSWER),
     "long": (400, TOO_LONG),
     "filtered": (400, FILTERED),
+    "broken off": (200, BROKEN_OFF),
     "spoilt": (200, call_of('{"a": x}')),
     "repairable": (200, call_of("{'a': 1}")),
     "down": (500, b"{}"),

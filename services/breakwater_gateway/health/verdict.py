@@ -40,6 +40,7 @@ _SAYS_NOTHING: Final = frozenset(
         "worker_busy",
         "worker_lost",
         "total_timeout",
+        "first_token_timeout",  # where the caller would not wait as long as the model's targets may take
         "budget_exhausted",
         "budget_contended",
         "no_deployment",

@@ -31,7 +31,8 @@ DECISIONS_MAX: Final = 64
 """Steps of a plan that its event tells."""
 CONSIDERED_MAX: Final = 16
 """Deployments of each kind, chosen among and not, that it names."""
-
+FULL_TIME: Final = 0.9
+"""An attempt with this share of the model's total timeout has as much time as a target may take."""
 
 FREE: Final = frozenset({"cache", "stale", "static"})
 """Rungs whose answers cost nothing."""
@@ -350,6 +351,11 @@ class Life:
             provider_ms=self.provider_ms,
             native_headers=self.native_headers if deployment.wire == "anthropic" else {},
             refuse_dropped=self.model.unsupported_params == "refuse",
+            hurried=self.hurried,
+            full_time=left_s >= FULL_TIME * timeouts.total_s,
+            refuse_filtered=self.model.on_content_filter.do != "fail"
+            and self.rung == "primary"
+            and self.plan.calls_left > 0,
             traceparent=options.traceparent,
             user=options.user,
             org=options.org,
@@ -376,6 +382,14 @@ class Life:
         if self.call is not None and rung not in FREE:
             facts[h.DEPLOYMENT] = self.deployment
         return facts
+
+    @property
+    def hurried(self) -> bool:
+        """The caller wants its first token sooner than the model's targets have to bring it."""
+        own_s = self.options.first_token_s
+        if own_s is None:
+            return False
+        return not self.stream or own_s < self.model.timeouts.first_token_s
 
     @property
     def _is_free(self) -> bool:

@@ -172,7 +172,7 @@ class _Run:
 def _clock_of(work: Work, now: float, total_s: float) -> AttemptClock:
     return AttemptClock(
         now=now,
-        first_token_s=work.first_token_s if work.stream else float("inf"),
+        first_token_s=work.first_token_s if work.stream or work.hurried else float("inf"),
         idle_s=work.idle_s,
         total_s=total_s,
         min_rate=work.min_rate if work.stream else 0.0,
@@ -581,6 +581,8 @@ class Worker(Actor):
         if not isinstance(answer, Whole):
             return _without(answer, place.secrets)
         run.usage = answer.usage
+        if answer.filtered and run.work.refuse_filtered:
+            return _filtered()
         run.provider_s = self.context.clock.now() - run.left_at
         headers = self._facts(run)
         headers.update(self._totals(run))
@@ -606,6 +608,8 @@ class Worker(Actor):
             run.usage = exchange.usage
             if exchange.whole and run.usage is not None:
                 run.stream_open = False
+            if exchange.filtered and run.work.refuse_filtered and not run.started:
+                return _filtered()
             if read.lines and exchange.spoke:
                 if not run.started:
                     run.provider_s = clock.now() - run.left_at
@@ -797,7 +801,7 @@ class Worker(Actor):
             at=at,
             epoch=work.epoch,
             failure="" if failure is None else f.kind(failure),
-            against_target=failure is not None and f.spec(failure).against_target,
+            against_target=failure is not None and _is_against_target(run, failure),
             status=failure.provider_status if failure else None,
             retry_after_s=f.retry_after_s(failure) if failure else None,
             first_token_ms=first_ms,
@@ -895,6 +899,20 @@ class Worker(Actor):
         if usage is not None:
             meters.tokens_in.add(usage.input)
             meters.tokens_out.add(usage.output)
+
+
+def _is_against_target(run: _Run, failure: f.Failure) -> bool:
+    match failure:
+        case f.FirstTokenTimeout():
+            return not run.work.hurried
+        case f.TotalTimeout():
+            return run.work.full_time and run.clock.first is None
+        case _:
+            return f.spec(failure).against_target
+
+
+def _filtered() -> f.Failure:
+    return f.ContentFiltered("the provider's safety system broke the answer off", 200)
 
 
 def _said_leave(message: Message) -> bool:

@@ -13,7 +13,8 @@ _NEVER: Final = float("inf")
 
 
 class AttemptClock:
-    """`first_token_s` is infinite for calls that are not streamed: their first byte is their last."""
+    """`first_token_s` is infinite for calls that are not streamed, unless their caller sets it: their first
+    byte is their last."""
 
     __slots__ = (
         "_first_deadline",

@@ -35,6 +35,8 @@ class Whole(Struct, frozen=True):
     usage: Usage | None
     repaired: bool = False
     """A tool call in it is not as the model wrote it."""
+    filtered: bool = False
+    """The provider's safety system broke it off."""
 
 
 class Read(Struct):
@@ -66,6 +68,11 @@ class Exchange(Protocol):
         """The provider said that the answer is complete."""
         ...
 
+    @property
+    def filtered(self) -> bool:
+        """The provider's safety system broke the stream off."""
+        ...
+
     def answer(self, body: bytes) -> Whole | f.Failure: ...
     def feed(self, data: bytes) -> Read: ...
     def end(self) -> Read: ...
@@ -89,6 +96,10 @@ class NativeChat:
         return self._reader.whole
 
     @property
+    def filtered(self) -> bool:
+        return self._reader.finish == "content_filter"
+
+    @property
     def said(self) -> int:
         return self._reader.said
 
@@ -106,7 +117,7 @@ class NativeChat:
                 return mended
             if mended is not None:
                 return Whole(mended, answer.usage, repaired=True)
-        return Whole(answer.body, answer.usage)
+        return Whole(answer.body, answer.usage, filtered=answer.finish == "content_filter")
 
     def feed(self, data: bytes) -> Read:
         try:
@@ -170,6 +181,7 @@ class NativeEmbeddings:
         self.spoke = False
         self.said = self.pieces = 0
         self.whole = True
+        self.filtered = False
         self._encoding = encoding
 
     def answer(self, body: bytes) -> Whole | f.Failure:
@@ -203,6 +215,7 @@ class Translated:
         self.spoke = False
         self.said = self.pieces = 0
         self.whole = False
+        self.filtered = False
         self._provider = provider
         self._caller = caller
         self._model = model
@@ -221,7 +234,7 @@ class Translated:
             return mended
         self.usage = answer.usage
         body = self._caller.encode_answer(mended.answer, self._model)
-        return Whole(body, answer.usage, mended.repaired)
+        return Whole(body, answer.usage, mended.repaired, _is_filtered(answer))
 
     def feed(self, data: bytes) -> Read:
         return self._events(self._decoder.feed(data))
@@ -271,6 +284,7 @@ class Translated:
                 self.usage = event.usage
             elif isinstance(event, neutral.Finished):
                 self.whole = True
+                self.filtered = self.filtered or event.finish == "content_filter"
             ready.append(event)
             self.spoke = self.spoke or says_something(event)
             if (size := _size(event)) > 0:
@@ -329,6 +343,7 @@ class NativeStream:
         self.spoke = False
         self.said = self.pieces = 0
         self.whole = False
+        self.filtered = False
         self._dialect = dialect
         self._parser = SseParser(limit)
         self._decoder = dialect.stream_decoder()
@@ -344,7 +359,7 @@ class NativeStream:
         self.usage = answer.usage
         if mended.repaired:
             body = self._caller.encode_answer(mended.answer, self._model)
-        return Whole(body, answer.usage, mended.repaired)
+        return Whole(body, answer.usage, mended.repaired, _is_filtered(answer))
 
     def feed(self, data: bytes) -> Read:
         try:
@@ -367,6 +382,7 @@ class NativeStream:
                 self.usage = event.usage
             elif isinstance(event, neutral.Finished):
                 self.whole = True
+                self.filtered = self.filtered or event.finish == "content_filter"
             self.spoke = self.spoke or says_something(event)
             if (size := _size(event)) > 0:
                 self.said += size
@@ -396,6 +412,7 @@ class TranslatedEmbeddings:
         self.spoke = False
         self.said = self.pieces = 0
         self.whole = True
+        self.filtered = False
         self._provider = provider
         self._request = request
 
@@ -556,6 +573,10 @@ def says_something(event: neutral.StreamEvent) -> bool:
             return True
         case _:
             return False
+
+
+def _is_filtered(answer: neutral.Answer) -> bool:
+    return any(candidate.finish == "content_filter" for candidate in answer.candidates)
 
 
 def _size(event: neutral.StreamEvent) -> int:

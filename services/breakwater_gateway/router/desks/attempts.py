@@ -601,7 +601,9 @@ class Attempts:
         target, clock = call.step.candidate.target, self.context.clock
         if failure is None:
             self._targets.succeeded(target, now_wall=clock.wall())
-        elif f.spec(failure).against_target:
+        elif f.spec(failure).against_target and not (
+            life.hurried and isinstance(failure, f.FirstTokenTimeout)
+        ):
             self._targets.failed(life.model, target, now_wall=clock.wall(), draw=clock.draw())
 
     def _failed(self, life: Life, call: Call, failure: f.Failure) -> None:
