@@ -281,7 +281,9 @@ class _Line:
     def add(self, x: float, y: float, prior: float) -> None:
         """Welford's update with weights, which keeps no difference of large sums."""
         if self.weight:
-            miss = abs(y - self.at(x, prior)) / max(y, 1.0)
+            # At most 1, as one that was too low has it: a call that counts next to nothing is no reason
+            # to expect ten times as much of all others.
+            miss = min(abs(y - self.at(x, prior)) / max(y, 1.0), 1.0)
             self.error += (miss - self.error) / min(self.weight + 1.0, 50.0)
         weight = self.weight * DECAY + 1.0
         dx, dy = x - self.mean_x, y - self.mean_y
