@@ -11,7 +11,7 @@ from breakwater_gateway.edge.actor import Edge, Listen
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.clock import Clock
-from breakwater_gateway.runtime.http_server import HttpRequest
+from breakwater_gateway.runtime.http.application import HttpRequest
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_protocol.subjects import Subjects

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.http.wire import Recorder, Wire, answers, dechunk, make
 
-from breakwater_gateway.runtime.http_server import HttpLimits, HttpRequest, Responder
+from breakwater_gateway.runtime.http.application import HttpLimits, HttpRequest, Responder
 
 pytestmark = pytest.mark.anyio
 

@@ -8,13 +8,8 @@ import httpx
 import pytest
 from tests.http.wire import Recorder, answers, echo, make, until
 
-from breakwater_gateway.runtime.http_server import (
-    AddressInUse,
-    HttpLimits,
-    HttpRequest,
-    HttpServer,
-    Responder,
-)
+from breakwater_gateway.runtime.http.application import HttpLimits, HttpRequest, Responder
+from breakwater_gateway.runtime.http.server import AddressInUse, HttpServer
 
 pytestmark = pytest.mark.anyio
 

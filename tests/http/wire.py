@@ -4,14 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from breakwater_gateway.runtime.http_server import (
-    Exchange,
-    HttpLimits,
-    HttpRequest,
-    HttpServer,
-    Refuse,
-    Responder,
-)
+from breakwater_gateway.runtime.http.answer import Exchange
+from breakwater_gateway.runtime.http.application import HttpLimits, HttpRequest, Refuse, Responder
+from breakwater_gateway.runtime.http.server import HttpServer
 
 
 class Line(NamedTuple):

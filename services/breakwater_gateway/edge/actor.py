@@ -25,12 +25,8 @@ from breakwater_gateway.runtime.bus import (
     Message,
     MessageTooLarge,
 )
-from breakwater_gateway.runtime.http_server import (
-    HttpLimits,
-    HttpRequest,
-    HttpServer,
-    Responder,
-)
+from breakwater_gateway.runtime.http.application import HttpLimits, HttpRequest, Responder
+from breakwater_gateway.runtime.http.server import HttpServer
 from breakwater_gateway.runtime.keyring import Keyring
 from breakwater_gateway.runtime.metrics import CONTENT_TYPE
 from breakwater_gateway.runtime.tasks import TaskSet

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from breakwater_gateway.runtime.http_server import AddressInUse
+from breakwater_gateway.runtime.http.server import AddressInUse
 from breakwater_gateway.runtime.telemetry import configure_logging, flush_logs, get_log
 from breakwater_gateway.simulator.actor import DRAIN_S
 from breakwater_gateway.simulator.server import SimulatorServer

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from breakwater_gateway.runtime.http_server import HttpRequest, Responder
+from breakwater_gateway.runtime.http.application import HttpRequest, Responder
 from breakwater_gateway.simulator.dialects.dialect import JSON, Dialect, Headers
 from breakwater_gateway.simulator.log import Entry, LaneStats
 from breakwater_gateway.simulator.refusals import ApiError

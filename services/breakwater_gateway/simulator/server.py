@@ -16,13 +16,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from breakwater_gateway.runtime.http_server import (
-    Exchange,
-    HttpLimits,
-    HttpRequest,
-    HttpServer,
-    Responder,
-)
+from breakwater_gateway.runtime.http.answer import Exchange
+from breakwater_gateway.runtime.http.application import HttpLimits, HttpRequest, Responder
+from breakwater_gateway.runtime.http.server import HttpServer
 from breakwater_gateway.runtime.telemetry import Log
 from breakwater_gateway.simulator import refusals, routes
 from breakwater_gateway.simulator.calls import RunningCall
