@@ -197,7 +197,12 @@ async def by_step() -> None:
         "a stream of 101 chunks with the same": lambda: chunks.filled("x" * 24, 1_795_000_001),
         "may this answer be kept?": lambda: entries.unfit("chat", "body", ANSWER),
         "an entry out of the bucket": lambda: entries.read(
-            stored, digest=plain.digest, tenant="default", api="chat"
+            stored,
+            digest=plain.digest,
+            tenant="default",
+            api="chat",
+            model="main-model",
+            answer_max=1 << 20,
         ),
         "a hit, all of the cache's code (the bus aside)": hit,
     }

@@ -19,7 +19,16 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
-from breakwater_protocol import answers, cache, chat, commands, events, flights, ledger
+from breakwater_protocol import (
+    answers,
+    cache,
+    chat,
+    commands,
+    events,
+    flights,
+    inspection,
+    ledger,
+)
 from breakwater_protocol import headers as h
 from breakwater_protocol.cloudevents import SPECVERSION, TYPES
 from breakwater_protocol.subjects import Subject, Subjects
@@ -258,6 +267,8 @@ _REPLIES: Final[Mapping[str, _Reply]] = {
     "LookupReply": _Reply("An answer to serve, or why there is none.", cache.LookupReply),
     "FeedbackReply": _Reply("Whether the verdict counts.", cache.FeedbackReply),
     "ShardStats": _Reply("What the shard holds and did.", cache.ShardStats),
+    "Inspected": _Reply("What is kept, or would become of the request.", inspection.Inspected),
+    "Meaning": _Reply("What the owner's index has, and its decision.", inspection.Meaning),
     "PurgeReply": _Reply("How many entries are gone.", cache.PurgeReply),
     "Claimed": _Reply("Who leads: the router that asked, or another.", flights.Claimed),
     "Joined": _Reply("To who joined: the form in which the answer comes.", flights.Joined),
@@ -323,6 +334,7 @@ _TALK: Final[Mapping[str, _Talk]] = {
     "cache_feedback": _Talk(("router", "edge"), ("cache",), ("FeedbackReply",)),
     "cache_stats": _Talk(("client",), ("cache",), ("ShardStats",)),
     "cache_purge": _Talk(("client",), ("cache",), ("PurgeReply",)),
+    "cache_inspect": _Talk(("client", "router"), ("router", "cache"), ("Inspected", "Meaning")),
     "heartbeat": _Talk(("actor",), _EVERYBODY),
     "health": _Talk(("health",), _EVERYBODY, headers="EventHeaders"),
     "attempt": _Talk(("worker",), _EVERYBODY, headers="EventHeaders"),

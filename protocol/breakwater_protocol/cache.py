@@ -124,6 +124,8 @@ class Store(Struct, frozen=True, omit_defaults=True):
     """The text's embedding: float32, little-endian."""
     label: str = ""
     """From the `Miss` before."""
+    asked: str = ""
+    """The model's name as the caller gave it, where `model` is another (`gpt-*`)."""
 
 
 class Feedback(Struct, frozen=True, omit_defaults=True):
@@ -173,6 +175,8 @@ class Label(Struct, frozen=True, omit_defaults=True):
     tenant: str = ""
     veto: bool = False
     """The slots differ."""
+    embedder: str = ""
+    """Whose similarities these are: they say nothing of another's. Empty: not recorded."""
 
 
 class ShardStats(Struct, frozen=True, omit_defaults=True):
@@ -193,15 +197,26 @@ class ShardStats(Struct, frozen=True, omit_defaults=True):
     partitions: list[PartitionStats] = []
     """The largest ones."""
     labels: list[Label] = []
+    embedder: str = ""
+    """Of the owner: `local:minilm`, `model:<name>`."""
 
 
 class Purge(Struct, frozen=True, omit_defaults=True):
-    """Forget: everything, or what belongs to a tenant, a model or a partition."""
+    """Forget: everything, or what is all of this: of a tenant, a model, a partition, under a key.
+
+    Whoever names a digest names its tenant and partition too: a peer that does not know the field yet must
+    not take the request for one that forgets everything.
+    """
 
     tenant: str | None = None
     model: str | None = None
+    """By the name that callers use, or that of the configuration."""
     partition: str | None = None
+    digest: str | None = None
 
 
 class PurgeReply(Struct, frozen=True, omit_defaults=True):
     purged: int
+    """Entries that are gone: of a shard questions, of the routers answers."""
+    semantic: bool = False
+    """Of routers: a model has a semantic cache, so that shards without an owner may keep questions."""

@@ -197,6 +197,8 @@ class CacheChanged(Struct, frozen=True, omit_defaults=True):
     threshold: float | None = None
     same: bool | None = None
     """Of a label: the answers agree."""
+    embedder: str = ""
+    """Of a label: whose similarity it is; thresholds of one embedder say nothing of another's."""
 
 
 class BudgetChanged(Struct, frozen=True, omit_defaults=True):

@@ -88,6 +88,10 @@ class KeyBoard:
             for secret in record.secrets:
                 self._by_digest[secret.digest] = (record, secret)
 
+    def named(self, id_: str) -> KeyRecord | None:
+        """Whatever has become of it."""
+        return self._by_id.get(id_)
+
     def find(self, key: str, now_wall: float) -> KeyRecord | None:
         """The record that the key opens now; None for one that is unknown, revoked or over.
 

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from breakwater_protocol import cache, commands, events, flights, ledger
+from breakwater_protocol import cache, commands, events, flights, inspection, ledger
 
 T = TypeVar("T")
 
@@ -171,6 +171,11 @@ class Subjects:
         )
         self.cache_purge = subject(
             "cache.{shard}.purge", cache.Purge, "Forget these entries of the shard."
+        )
+        self.cache_inspect = subject(
+            "cache.{shard}.inspect",
+            inspection.Inspect,
+            "What is known of an entry, or would become of a request, and why?",
         )
         self.flight = subject(
             "flight.{router}", flights.FlightAsk, "Routers agree on who makes a call for all."

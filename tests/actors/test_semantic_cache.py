@@ -291,11 +291,18 @@ async def test_a_certified_threshold_serves_nothing_until_labels_allow_it_and_th
         await here.store(HOW)
         here.embedder.says(ALIKE, HOW, 0.93)
         needed = evidence_needed(0, 0.05)
-        for _ in range(needed):
+        # What another embedder measured, or nobody knows which, certifies nothing.
+        for embedder in [*["another"] * needed, *[""] * needed, *["chosen"] * needed]:
             miss = await here.look(ALIKE)
             assert isinstance(miss, c.Miss)
             assert miss.reason == "below"
-            event = CacheChanged("label", 0.0, "cache/other", model="m", score=0.95, same=True)
+            event = CacheChanged(
+                *("label", 0.0, "cache/other"),
+                model="m",
+                score=0.95,
+                same=True,
+                embedder=embedder,
+            )
             here.bus.publish(SUBJECTS.cache.at("label"), SUBJECTS.cache.encode(event))
             await asyncio.sleep(0)
         await asyncio.sleep(0.01)

@@ -1,6 +1,7 @@
 """Answers in memory, and entries: bounded in bytes and time, and never more than they say they are."""
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from breakwater_gateway.cache import entry as entries
 from breakwater_gateway.cache.entry import Entry
 from breakwater_gateway.cache.exact import OVERHEAD, Exact
+from breakwater_protocol.cache import Purge
 
 CHUNK = b'{"id":"x","created":1,"choices":[{"index":0,"delta":{"content":"a"}%s}]}'
 
@@ -67,34 +69,60 @@ def test_an_entry_is_gone_when_its_time_is() -> None:
     assert exact.bytes == 0
 
 
-def test_tenants_and_models_are_forgotten_apart() -> None:
+@pytest.mark.parametrize(
+    ("which", "gone"),
+    [
+        (Purge(tenant="a", model="m"), {"am"}),
+        (Purge(tenant="b"), {"bm", "bgpt-4o"}),
+        (Purge(model="gpt-4o"), {"agpt-4o", "bgpt-4o"}),
+        (Purge(model="gpt-*"), {"agpt-4o", "bgpt-4o"}),
+        (Purge(tenant="a", digest="am"), {"am"}),
+        (Purge(tenant="b", digest="am"), set()),
+        (Purge(partition="other"), set()),
+        (Purge(), {"am", "agpt-4o", "bm", "bgpt-4o"}),
+    ],
+)
+def test_what_a_purge_names_is_forgotten_and_nothing_else(which: Purge, gone: set[str]) -> None:
     exact = Exact(1_000_000)
     for tenant in "ab":
-        for model in "mn":
-            exact.put(entry(tenant + model, tenant=tenant, model=model))
-    assert exact.forget_all(tenant="a", model="m") == 1
-    assert exact.forget_all(tenant="b") == 2
-    assert len(exact) == 1
-    assert exact.forget_all() == 1
+        for model, home in (("m", ""), ("gpt-4o", "gpt-*")):
+            exact.put(entry(tenant + model, tenant=tenant, model=model, home=home))
+    assert set(exact.forget_all(lambda each: entries.belongs(each, which))) == gone
+    assert len(exact) == 4 - len(gone)
+
+
+NAMED: dict[str, Any] = {
+    "digest": "d",
+    "tenant": "t",
+    "api": "chat",
+    "model": "m",
+    "partition": "p",
+    "answer_max": 1_000,
+}
 
 
 def test_an_entry_is_read_back_only_under_its_own_name() -> None:
     good = entry()
     data = entries.encode(good)
-    assert entries.read(data, digest="d", tenant="t", api="chat", partition="p") == good
+    assert entries.read(data, **NAMED) == good
     for changes, why in (
         ({"digest": "e"}, "digest"),
         ({"tenant": "u"}, "tenant"),
         ({"api": "messages"}, "api"),
+        ({"model": "n"}, "model"),
         ({"partition": "q"}, "partition"),
     ):
-        asked = {"digest": "d", "tenant": "t", "api": "chat", "partition": "p", **changes}
-        assert entries.read(data, **asked) == why
+        assert entries.read(data, **{**NAMED, **changes}) == why
+
+
+def test_a_value_larger_than_any_answer_that_is_kept_is_not_even_decoded() -> None:
+    data = entries.encode(entry(payload=b"x" * (1_001 + entries.BESIDES)))
+    assert entries.read(data, **NAMED) == "size"
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"{}", b"\x91" * 3_000])
 def test_what_is_no_entry_is_skipped(data: bytes) -> None:
-    assert entries.read(data, digest="d", tenant="t", api="chat") == "unreadable"
+    assert entries.read(data, **NAMED) == "unreadable"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from breakwater_gateway.cache.key import Key, NotCached
+from breakwater_gateway.cache.key import Key, NoKey, NotCached
 from breakwater_gateway.config.model import CachePolicy, Deployment, Model, Semantic
 from breakwater_gateway.router.eligible import Eligible
 from breakwater_gateway.router.options import Options
@@ -62,7 +62,7 @@ def key(
         ({"tools": [{"type": "web_search"}]}, "hosted_tools"),
     ],
 )
-def test_what_has_no_key_says_why(case: dict[str, Any], reason: str) -> None:
+def test_what_has_no_key_says_why(case: dict[str, Any], reason: NoKey) -> None:
     assert key(**case) == NotCached(reason)
 
 

@@ -17,12 +17,14 @@ from anyio.abc import TaskGroup
 from breakwater_gateway.cache.embed.embedder import Embedder, Remembered
 from breakwater_gateway.cache.embed.local import LocalEmbedder
 from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
-from breakwater_gateway.cache.keeper import Changes, Keeper
+from breakwater_gateway.cache.inspection import of_entry, of_lookup
+from breakwater_gateway.cache.keeper import Changes, Keeper, belongs
 from breakwater_gateway.cache.semantic import (
     THREAD_FROM,
     Found,
     Lists,
     Vector,
+    decode_entry,
     encode_entry,
     unit,
 )
@@ -44,6 +46,7 @@ UNKEPT_MAX: Final = 20_000
 """Keys that wait to be written to the bucket."""
 KEEP_CALL_S: Final = 2.0
 KEEP_RETRY_S: Final = 0.2
+PURGE_S: Final = 30.0
 DRAIN_S: Final = 2.0
 REPLY_MAX: Final = 512 * 1024
 """Bytes of labels in one reply."""
@@ -135,6 +138,7 @@ class Cache(Actor):
             s.cache_feedback.at(shard): self._on_feedback,
             s.cache_stats.at(shard): partial(self._on_stats, shard),
             s.cache_purge.at(shard): partial(self._on_purge, shard),
+            s.cache_inspect.at(shard): partial(self._on_inspect, shard),
         }
 
     def _on_lookup(self, message: b.Message) -> None:
@@ -169,13 +173,14 @@ class Cache(Actor):
                 self._reply(message, self._keeper.miss(asked.partition, made))
                 return
             vector = made
+        self._decide(message, asked, await self._search(asked.partition, vector))
+
+    async def _search(self, partition: str, vector: Vector) -> Found:
         index = self._keeper.index
-        if index.size(asked.partition) < THREAD_FROM:
-            found = index.search(asked.partition, vector)
-        else:
-            rows = await asyncio.to_thread(index.begin(asked.partition, vector))
-            found = index.finish(asked.partition, rows, vector)
-        self._decide(message, asked, found)
+        if index.size(partition) < THREAD_FROM:
+            return index.search(partition, vector)
+        rows = await asyncio.to_thread(index.begin(partition, vector))
+        return index.finish(partition, rows, vector)
 
     def _decide(self, message: b.Message, asked: c.Lookup, found: Found) -> None:
         clock = self.context.clock
@@ -243,6 +248,7 @@ class Cache(Actor):
                         similarity=label.similarity,
                         score=label.score,
                         same=label.same,
+                        embedder=label.embedder,
                     )
                 )
         self._reply(message, c.FeedbackReply(True))
@@ -260,23 +266,81 @@ class Cache(Actor):
 
     def _on_purge(self, shard: str, message: b.Message) -> None:
         which = self._read(self.context.subjects.cache_purge, message)
-        if which is None:
-            return
+        if which is not None:
+            self._tasks.spawn(self._purge(shard, which, message))
+
+    async def _purge(self, shard: str, which: c.Purge, message: b.Message) -> None:
         gone = self._keeper.purge(shard, which)
         self._apply(shard, Changes(forget=gone))
+        source, at = self._source(), self.context.clock.wall()
         for entry in gone:
             self._tell(
                 CacheChanged(
                     verdict="purged",
-                    at=self.context.clock.wall(),
-                    source=self._source(),
+                    at=at,
+                    source=source,
                     tenant=entry.tenant,
                     model=entry.model,
                     partition=entry.partition,
                     digest=entry.digest,
                 )
             )
-        self._reply(message, c.PurgeReply(len(gone)))
+        ids = {entry_key(shard, entry) for entry in gone}
+
+        def find(kept: b.Entry) -> None:
+            """What the bucket has and the index has not: refused when it was loaded, or evicted."""
+            try:
+                entry = decode_entry(kept.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                if which != c.Purge():
+                    return
+            else:
+                if not belongs(entry, which):
+                    return
+            # What is in the index came since.
+            if kept.key not in ids and self._keeper.index.get(kept.key.rpartition(".")[2]) is None:
+                ids.add(kept.key)
+                self._write(kept.key, None, None)
+
+        try:
+            async with asyncio.timeout(PURGE_S):
+                await (await self._bucket()).load(f"e.{shard}", find)
+        except (b.BusError, TimeoutError) as error:
+            self.context.log.warning("cache_not_purged", shard=shard, error=repr(error))
+            return  # whoever asked hears nothing, and asks again
+        self._reply(message, c.PurgeReply(len(ids)))
+
+    def _on_inspect(self, shard: str, message: b.Message) -> None:
+        asked = self._read(self.context.subjects.cache_inspect, message)
+        if asked is None:
+            return
+        if asked.lookup is None:
+            entries = self._keeper.index.of(asked.partition) if asked.digest else []
+            owner = self.context.id
+            self._reply(message, of_entry(self._keeper, asked, entries, owner=owner, shard=shard))
+        else:
+            self._tasks.spawn(self._inspect(message, asked.lookup, texts=asked.texts))
+
+    async def _inspect(self, message: b.Message, asked: c.Lookup, *, texts: bool) -> None:
+        made: Vector | c.MissReason | None = self._remembered.get(asked.tenant, asked.text)
+        if len(asked.text) > c.TEXT_MAX:
+            made = "too_long"
+        elif len(self._tasks) > IN_HAND_MAX:
+            made = "overloaded"
+        elif made is None:
+            made = await self._vector_of(asked.text, asked.tenant, remember=False)
+        found = made if isinstance(made, str) else await self._search(asked.partition, made)
+        self._reply(
+            message,
+            of_lookup(
+                self._keeper,
+                asked,
+                found,
+                owner=self.context.id,
+                now=self.context.clock.wall(),
+                texts=texts,
+            ),
+        )
 
     def _on_label(self, message: b.Message) -> None:
         try:
@@ -285,7 +349,7 @@ class Cache(Actor):
             self._count("refused", "event")
             return
         if event.score is not None and event.same is not None and math.isfinite(event.score):
-            self._fold(event.model, event.score, same=event.same)
+            self._fold(event.model, event.score, same=event.same, embedder=event.embedder)
 
     def _on_heartbeat(self, message: b.Message) -> None:
         if f".{self.kind}." not in message.subject:
@@ -302,8 +366,8 @@ class Cache(Actor):
 
     # --- what follows ---------------------------------------------------------------------------
 
-    def _fold(self, model: str, score: float, *, same: bool) -> None:
-        changed = self._keeper.fold(model, score, same=same)
+    def _fold(self, model: str, score: float, *, same: bool, embedder: str) -> None:
+        changed = self._keeper.fold(model, score, same=same, embedder=embedder)
         if changed is False:
             return
         self.context.log.info("cache_threshold_changed", model=model, threshold=changed)
@@ -402,7 +466,9 @@ class Cache(Actor):
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return
             if not label.veto and math.isfinite(label.score):
-                self._keeper.fold(label.model, label.score, same=label.same)
+                self._keeper.fold(
+                    label.model, label.score, same=label.same, embedder=label.embedder
+                )
 
         if not self._wanted():
             return

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from breakwater_gateway.cache import forms
+from breakwater_protocol.cache import Purge
 from breakwater_protocol.chat import Usage
 
 VERSION: Final = 1
@@ -41,6 +42,8 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     dropped: str = ""
     """`breakwater-dropped-params` of the answer."""
     version: int = VERSION
+    home: str = ""
+    """The name in the configuration that stood for `model`, where it is another (`gpt-*`)."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -51,12 +54,28 @@ def encode(entry: Entry) -> bytes:
     return _encode(entry)
 
 
-Poison = Literal["unreadable", "version", "tenant", "digest", "api", "partition", "times"]
+Poison = Literal[
+    "size", "unreadable", "version", "tenant", "digest", "api", "model", "partition", "times"
+]
 """Why a stored value is skipped."""
+BESIDES: Final = 64 * 1024
+"""Bytes that a stored value may have besides the answer's own."""
 
 
-def read(data: bytes, *, digest: str, tenant: str, api: str, partition: str = "") -> Entry | Poison:
-    """The entry under that key, if it is what it should be. `partition`: where it must be of a certain one."""
+def read(
+    data: bytes,
+    *,
+    digest: str,
+    tenant: str,
+    api: str,
+    model: str,
+    partition: str = "",
+    answer_max: int,
+) -> Entry | Poison:
+    """The entry under that key, if it is what it should be. `model`: as the caller names it; `partition`:
+    where it must be of a certain one; `answer_max`: bytes of an answer that may be kept."""
+    if len(data) > answer_max + BESIDES:
+        return "size"
     try:
         entry = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -69,6 +88,8 @@ def read(data: bytes, *, digest: str, tenant: str, api: str, partition: str = ""
         return "digest"
     if entry.api != api:
         return "api"
+    if entry.model != model:
+        return "model"
     if partition and entry.partition != partition:
         return "partition"
     # NaN compares false with everything, so the good case is what is asked for.
@@ -84,6 +105,17 @@ def peek(data: bytes) -> Entry | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return entry if entry.version == VERSION else None
+
+
+def belongs(entry: Entry, which: Purge) -> bool:
+    """Whether the entry is among those. A model goes by the name that callers use and by that which the
+    configuration has for it."""
+    return (
+        which.tenant in (None, entry.tenant)
+        and which.model in (None, entry.model, entry.home or entry.model)
+        and which.partition in (None, entry.partition)
+        and which.digest in (None, entry.digest)
+    )
 
 
 # ---------------------------------------------------------------- which answers are kept

@@ -5,6 +5,7 @@ cost, times how often it was asked for) over the bytes it takes, where every evi
 has not been asked for since (greedy dual). Times are Unix seconds, since entries come from other machines.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from breakwater_gateway.cache.entry import Entry
@@ -73,6 +74,10 @@ class Exact:
     def __contains__(self, digest: str) -> bool:
         return digest in self._held
 
+    def peek(self, digest: str) -> Held | None:
+        """Whether or not it may still be given; counts as no hit."""
+        return self._held.get(digest)
+
     def get(self, digest: str, now: float) -> Held | None:
         """Fresh or not; gone when it is not even kept any more."""
         held = self._held.get(digest)
@@ -115,24 +120,12 @@ class Exact:
             self._held[last].place = held.place
         return True
 
-    def forget_all(
-        self,
-        *,
-        tenant: str | None = None,
-        model: str | None = None,
-        partition: str | None = None,
-    ) -> int:
-        """Those of that tenant, model and partition; None means any."""
-        gone = [
-            digest
-            for digest, held in self._held.items()
-            if tenant in (None, held.entry.tenant)
-            and model in (None, held.entry.model)
-            and partition in (None, held.entry.partition)
-        ]
+    def forget_all(self, which: Callable[[Entry], bool]) -> list[str]:
+        """Those that it says; their digests."""
+        gone = [digest for digest, held in self._held.items() if which(held.entry)]
         for digest in gone:
             self.forget(digest)
-        return len(gone)
+        return gone
 
     def resize(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max

@@ -88,7 +88,7 @@ class Changes(Struct):
 class Keeper:
     def __init__(self, config: Config, *, embedder: str) -> None:
         self._config = config
-        self._embedder = embedder
+        self.embedder = embedder
         self.index = Index(config.limits.cache_index_bytes)
         self.served: OrderedDict[str, Served] = OrderedDict()
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
@@ -186,6 +186,7 @@ class Keeper:
             model=asked.model,
             tenant=asked.tenant,
             veto=bool(decision.slots),
+            embedder=self.embedder,
         )
         pending = _Pending(entry.id, entry.answer, entry.answer_vector, label)
         _remember(self._pending, id_, pending, PENDING_MAX)
@@ -240,7 +241,8 @@ class Keeper:
             at=now,
             expires_at=now + ttl_s,
             quarantined=-1.0 if before is None else before.quarantined,
-            embedder=self._embedder,
+            embedder=self.embedder,
+            asked=fresh.asked,
         )
         changes.forget = self.index.add(entry, vector)
         changes.keep.append(entry)
@@ -303,15 +305,21 @@ class Keeper:
             source="feedback",
             model=served.model,
             tenant=served.tenant,
+            embedder=self.embedder,
         )
         # One word of a caller on one hit.
         del self.served[said.id]
         return changes
 
-    def fold(self, model: str, score: float, *, same: bool) -> float | Literal[False] | None:
-        """A label, by whichever owner. The threshold in force where that changed it; else False."""
+    def fold(
+        self, model: str, score: float, *, same: bool, embedder: str
+    ) -> float | Literal[False] | None:
+        """A label, by whichever owner. The threshold in force where that changed it; else False.
+
+        What another embedder measured, or one that is not known, certifies nothing here.
+        """
         policy = self.policy(model)
-        if policy is None:
+        if policy is None or embedder != self.embedder:
             return False
         certifier = self._certifiers.get(model)
         if certifier is None:
@@ -339,7 +347,7 @@ class Keeper:
         reason = ""
         if vector is None:
             reason = "vector"
-        elif entry.embedder != self._embedder:
+        elif entry.embedder != self.embedder:
             reason = "embedder"
         elif shard_of(entry.partition) != shard:
             reason = "partition"
@@ -365,10 +373,7 @@ class Keeper:
         gone = [
             entry
             for entry in self.index
-            if shard_of(entry.partition) == shard
-            and which.tenant in (None, entry.tenant)
-            and which.model in (None, entry.model)
-            and which.partition in (None, entry.partition)
+            if shard_of(entry.partition) == shard and belongs(entry, which)
         ]
         for entry in gone:
             self.index.remove(entry.id)
@@ -412,6 +417,7 @@ class Keeper:
             refused=dict(counts.refused),
             partitions=[self._partition(each) for each in largest],
             labels=list(self.labels(shard, tenant)) if labels else [],
+            embedder=self.embedder,
         )
 
     def _partition(self, entries: list[Entry]) -> PartitionStats:
@@ -449,6 +455,17 @@ class _Counts:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
 
+def belongs(entry: Entry, which: Purge) -> bool:
+    """Whether the entry is among those. A model goes by the name that callers use and by that which the
+    configuration has for it."""
+    return (
+        which.tenant in (None, entry.tenant)
+        and which.model in (None, entry.model, entry.asked or entry.model)
+        and which.partition in (None, entry.partition)
+        and which.digest in (None, entry.digest)
+    )
+
+
 def entry_id(tenant: str, partition: str, text: str) -> str:
     """One entry a question, tenant and partition: who writes it under another tenant is found out."""
     parts = "\x00".join((tenant, partition, text)).encode("utf-8", "surrogatepass")
@@ -473,6 +490,7 @@ def _label_event(label: Label, partition: str, source: str) -> CacheChanged:
         # What a slot keeps apart is never a hit, so it says nothing of the threshold.
         score=None if label.veto else label.score,
         same=label.same,
+        embedder=label.embedder,
     )
 
 

@@ -15,7 +15,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -115,10 +115,26 @@ class Key(Struct, frozen=True):
         return self.temperature is None or self.temperature > 0
 
 
+NoKey = Literal[
+    "off",
+    "not_configured",
+    "sampled",
+    "no_user",
+    "no_key",
+    "unreadable",
+    "repeated_keys",
+    "stateful",
+    "hosted_tools",
+]
+"""Why a request has no key: its caller wants none; its model keeps nothing; its answers are meant to vary; it
+does not say whose it is where that counts; its body is no JSON object, or names a member twice; its answer
+depends on what the body does not hold; it uses tools that the provider runs."""
+
+
 class NotCached(Struct, frozen=True):
     """No key: `reason` is a word for metrics and events."""
 
-    reason: str
+    reason: NoKey
 
 
 class BadNumber(ValueError):

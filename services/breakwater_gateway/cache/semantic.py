@@ -57,6 +57,8 @@ class Entry(Struct, array_like=True):
     quarantined: float = -1.0
     embedder: str = ""
     """Vectors of two embedders must not meet."""
+    asked: str = ""
+    """The model's name as callers use it, where `model` is another (`gpt-*`)."""
 
 
 encode_entry = msgpack.Encoder().encode
@@ -262,6 +264,14 @@ class Index:
     def size_of(self, id_: str) -> int:
         """Bytes that an entry takes."""
         return self._worth[id_].bytes
+
+    def hits_of(self, id_: str) -> int:
+        return self._worth[id_].hits
+
+    def of(self, partition: str) -> list[Entry]:
+        """All entries of it."""
+        block = self._blocks.get(partition)
+        return [] if block is None else [entry for entry in block.rows if entry is not None]
 
     def size(self, partition: str) -> int:
         block = self._blocks.get(partition)

@@ -5,31 +5,33 @@
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from breakwater_gateway.cli import output, reach
+from breakwater_gateway.cli.cache_asking import ask_owners, of_routers, of_shards, on_bus
+from breakwater_gateway.cli.cache_inspect import inspect
 from breakwater_gateway.cli.talk import as_json_option
 
 if TYPE_CHECKING:
     from breakwater_gateway.cache.calibrate import Scored
     from breakwater_gateway.config.model import Config
     from breakwater_gateway.runtime.bus import Bus
-    from breakwater_protocol.cache import ShardStats
+    from breakwater_protocol.cache import Purge, ShardStats
 
-ASK_S: Final = 2.0
 PURGE_S: Final = 60.0
-GATHER_S: Final = 0.3
-"""For routers to say what they hold."""
 FILE_MAX: Final = 256 * 1024 * 1024
 
 
 @click.group(help="The semantic cache: calibrate its threshold, see what it holds, empty it.")
 def cache() -> None:
     """The group itself does nothing."""
+
+
+cache.add_command(inspect)
 
 
 @cache.command(help="Which threshold labelled pairs support: PAIRS has lines of {a, b, same}.")
@@ -107,7 +109,7 @@ def calibrate(
 @reach.creds
 def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -> None:
     async def work(bus: "Bus") -> int:
-        found = [*await _routers(bus), *await _shards(bus, tenant=tenant)]
+        found = [*await of_routers(bus), *await of_shards(bus, tenant=tenant)]
         if as_json:
             for shard in found:
                 output.say_json(shard)
@@ -115,13 +117,16 @@ def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -
             _show(found)
         return 0
 
-    _run(work, nats_url, creds, as_json=as_json)
+    raise SystemExit(on_bus(work, nats_url, creds, as_json=as_json))
 
 
-@cache.command(help="Forget answers, exact and semantic: all, or those of a tenant or model.")
+@cache.command(
+    help="Forget answers, exact and semantic: all, or those of a tenant, a model, one id."
+)
 @click.option("--tenant")
-@click.option("--model")
+@click.option("--model", help="As callers or the configuration name it.")
 @click.option("--partition")
+@click.option("--id", "id_", metavar="ID|DIGEST", help="A breakwater-cache-id, or a digest.")
 @click.option("--all", "everything", is_flag=True, help="Everything, of everybody.")
 @as_json_option
 @reach.nats
@@ -130,41 +135,88 @@ def purge(
     tenant: str | None,
     model: str | None,
     partition: str | None,
+    id_: str | None,
     everything: bool,
     as_json: bool,
     nats_url: str,
     creds: str | None,
 ) -> None:
+    from breakwater_protocol import cache as c
+
+    if everything == any((tenant, model, partition, id_)):
+        message = "name what to forget: --tenant, --model, --partition or --id; or --all"
+        output.fail(message, code=output.USAGE, as_json=as_json)
+
+    async def work(bus: "Bus") -> int:
+        which = c.Purge(tenant=tenant, model=model, partition=partition)
+        if id_:
+            which = await named(bus, id_, which, as_json=as_json)
+        return await forget(bus, which, as_json=as_json)
+
+    raise SystemExit(on_bus(work, nats_url, creds, as_json=as_json))
+
+
+async def named(bus: "Bus", id_: str, which: "Purge", *, as_json: bool) -> "Purge":
+    """The entry of that id, with its tenant and partition."""
+    from breakwater_gateway.cli.cache_inspect import ask_router
+    from breakwater_protocol.cache import Purge
+    from breakwater_protocol.inspection import Inspect
+
+    asked = Inspect(id=id_, tenant=which.tenant or "")
+    found = await ask_router(bus, asked, as_json=as_json)
+    entry = found.kept or (found.meaning and found.meaning.question)
+    if found.error:
+        output.fail(found.error, code=output.FAILED, as_json=as_json)
+    if not entry:
+        # A value that is none: no tenant and no partition are those of anything else.
+        return Purge(tenant="", partition="", digest=id_.removeprefix("e"))
+    if which.model not in {None, entry.model} or which.partition not in {None, entry.partition}:
+        output.fail("the entry of that id is another's", code=output.FAILED, as_json=as_json)
+    return Purge(tenant=entry.tenant, partition=entry.partition, digest=entry.digest)
+
+
+async def forget(bus: "Bus", which: "Purge", *, as_json: bool) -> int:
     import msgspec
 
+    from breakwater_gateway.runtime.bus import NoResponders
     from breakwater_protocol import cache as c
     from breakwater_protocol.subjects import Subjects
 
-    if everything == any((tenant, model, partition)):
-        message = "name what to forget: --tenant, --model or --partition; or --all"
-        output.fail(message, code=output.USAGE, as_json=as_json)
-    which = c.Purge(tenant=tenant, model=model, partition=partition)
-
-    async def work(bus: "Bus") -> int:
-        subjects = Subjects()
-        replies = await _ask_all(
-            bus,
-            subjects.cache_purge.at,
-            subjects.cache_purge.encode(which),
-            c.PurgeReply,
+    subject = Subjects().cache_purge
+    asked = subject.encode(which)
+    # Questions first: none may lead to an answer that is gone already.
+    owners = await ask_owners(bus, subject.at, asked, c.PurgeReply, timeout_s=PURGE_S)
+    try:
+        said = await bus.ask(subject.at(c.EXACT), asked, timeout_s=PURGE_S)
+    except NoResponders:
+        output.fail(
+            "no router answers, so the answers are kept: start one with `breakwater run router`"
+            " and purge again",
+            code=output.UNREACHABLE,
+            as_json=as_json,
         )
-        routers = await bus.ask(
-            subjects.cache_purge.at(c.EXACT), subjects.cache_purge.encode(which), timeout_s=PURGE_S
+    answers = msgspec.json.decode(said.data, type=c.PurgeReply)
+    questions = sum(reply.purged for reply in owners.values())
+    missing = c.SHARDS - len(owners) if answers.semantic else 0
+    if as_json:
+        output.say_json(
+            {
+                "purged": answers.purged + questions,
+                "answers": answers.purged,
+                "questions": questions,
+                "shards": len(owners),
+                "shards_without_owner": missing,
+            }
         )
-        replies.append(msgspec.json.decode(routers.data, type=c.PurgeReply))
-        purged = sum(reply.purged for reply in replies)
-        if as_json:
-            output.say_json({"purged": purged, "shards": len(replies)})
-        else:
-            output.say(f"{purged} entries are gone")
-        return 0
-
-    _run(work, nats_url, creds, as_json=as_json)
+    else:
+        output.say(f"{answers.purged} answers and {questions} questions are gone")
+    if missing:
+        output.note(
+            f"{missing} of {c.SHARDS} shards have no owner: what bw_semantic keeps of their questions"
+            " is still there; start `breakwater run cache` and purge again"
+        )
+        return output.FAILED
+    return 0
 
 
 @cache.command(help="Ask what FILE lists, so that it is kept: lines of {request, api, namespace}.")
@@ -200,7 +252,7 @@ def warm(
             )
         return output.FAILED if counts["failed"] else 0
 
-    _run(work, nats_url, creds, as_json=as_json)
+    raise SystemExit(on_bus(work, nats_url, creds, as_json=as_json))
 
 
 def _show(found: "list[ShardStats]") -> None:
@@ -317,7 +369,7 @@ def _labels(nats_url: str, creds: str | None, model: str, *, as_json: bool) -> "
     found: list[Scored] = []
 
     async def work(bus: "Bus") -> int:
-        for shard in await _shards(bus, labels=True):
+        for shard in await of_shards(bus, labels=True):
             found.extend(
                 Scored(each.a, each.b, each.same, each.score, each.veto)
                 for each in shard.labels
@@ -325,7 +377,7 @@ def _labels(nats_url: str, creds: str | None, model: str, *, as_json: bool) -> "
             )
         return 0
 
-    _run(work, nats_url, creds, as_json=as_json, ends=False)
+    on_bus(work, nats_url, creds, as_json=as_json)
     if not found:
         message = "the running cache has no labels yet: they come from its misses and shadowed hits"
         output.fail(message, code=output.FAILED, as_json=as_json)
@@ -339,91 +391,3 @@ def _draw(path: str, found: Any, *, as_json: bool) -> None:  # noqa: ANN401
         Path(path).write_bytes(png(found))
     except OSError as error:
         output.fail(f"cannot write {path}: {error.strerror}", code=output.USAGE, as_json=as_json)
-
-
-async def _routers(bus: "Bus") -> "list[ShardStats]":
-    """The exact cache of every router that says so in time."""
-    import asyncio
-
-    import msgspec
-
-    from breakwater_gateway.runtime.bus import Message
-    from breakwater_protocol import cache as c
-    from breakwater_protocol.subjects import Subjects
-
-    subjects = Subjects()
-    found: list[ShardStats] = []
-
-    def hear(message: Message) -> None:
-        if message.data:
-            found.append(msgspec.json.decode(message.data, type=c.ShardStats))
-
-    inbox = bus.open_inbox(hear)
-    asked = subjects.cache_stats.encode(c.StatsRequest())
-    bus.publish(subjects.cache_stats.at(c.EXACT), asked, reply=inbox.subject)
-    await asyncio.sleep(GATHER_S)
-    inbox.close()
-    return found
-
-
-async def _shards(
-    bus: "Bus", *, tenant: str | None = None, labels: bool = False
-) -> "list[ShardStats]":
-    from breakwater_protocol import cache as c
-    from breakwater_protocol.subjects import Subjects
-
-    subjects = Subjects()
-    asked = subjects.cache_stats.encode(c.StatsRequest(labels=labels, tenant=tenant))
-    return await _ask_all(bus, subjects.cache_stats.at, asked, c.ShardStats)
-
-
-async def _ask_all(
-    bus: "Bus", at: Callable[[str], str], asked: bytes, kind: type[Any]
-) -> list[Any]:
-    """The owners' replies; a shard without one has nothing to say."""
-    import msgspec
-
-    from breakwater_gateway.runtime.bus import NoResponders
-    from breakwater_protocol.cache import SHARDS
-
-    found = []
-    for number in range(SHARDS):
-        try:
-            reply = await bus.ask(at(str(number)), asked, timeout_s=ASK_S)
-        except NoResponders:
-            continue
-        found.append(msgspec.json.decode(reply.data, type=kind))
-    return found
-
-
-def _run(
-    work: "Callable[[Bus], Awaitable[int]]",
-    nats_url: str,
-    creds: str | None,
-    *,
-    as_json: bool,
-    ends: bool = True,
-) -> None:
-    import asyncio
-
-    from breakwater_gateway.runtime.bus import BusError
-    from breakwater_gateway.runtime.nats_bus import connect_nats
-
-    async def go() -> int:
-        bus = await connect_nats(
-            nats_url,
-            name=f"cli/{os.getpid()}",
-            role="cli",
-            creds=Path(creds) if creds else None,
-        )
-        try:
-            return await work(bus)
-        finally:
-            await bus.close()
-
-    try:
-        code = asyncio.run(go())
-    except BusError as error:
-        output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
-    if ends:
-        raise SystemExit(code)

@@ -23,6 +23,7 @@ from breakwater_gateway.router.desks.books import Books
 from breakwater_gateway.router.desks.cache import CacheDesk
 from breakwater_gateway.router.desks.health import HealthDesk
 from breakwater_gateway.router.desks.ids import IdsDesk
+from breakwater_gateway.router.desks.inspection import Inspection
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
 from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
@@ -61,6 +62,7 @@ from breakwater_protocol.commands import (
     Finished,
 )
 from breakwater_protocol.events import RequestFinished
+from breakwater_protocol.inspection import AsIf
 from breakwater_protocol.keys import KEY_PATTERN, KeyRecord, may_ask
 from breakwater_protocol.subjects import BadToken, Subject
 
@@ -116,6 +118,15 @@ class Router(Actor):
             ended=self._end,
             gave_up=self._gave_up,
             failed=self._answer_failure,
+        )
+        self._inspection = Inspection(
+            context,
+            self._cache.kept,
+            self._cache.eligible,
+            config=lambda: self.config,
+            claimed=self._claimed_for,
+            routing=lambda: self._routing,
+            tasks=self._tasks,
         )
         self._ids = IdsDesk(
             context,
@@ -180,6 +191,7 @@ class Router(Actor):
                 )
             ],
             *await self._cache.care.start(),
+            await self._inspection.start(),
             # Last: whoever is answered with the models may ask for anything.
             await bus.subscribe(subjects.models.any(), self._on_models, queue=self.kind),
         ]
@@ -295,6 +307,25 @@ class Router(Actor):
             return options
         if not isinstance(record, KeyRecord):
             return record
+        return self._held_against(record, options, tenant, model)
+
+    def _claimed_for(
+        self, request: AsIf, options: Options, tenant: str, model: str
+    ) -> Options | f.Failure:
+        """The same for a request that an operator asks about: a key may be named instead of shown."""
+        if request.key:
+            record = self._keys.board.named(request.key)
+            if record is None:
+                return f.CallerUnauthenticated(
+                    "there is no key of that id: `breakwater keys list` shows them"
+                )
+            return self._held_against(record, options, tenant, model)
+        shown = presented(request.headers)
+        return self._claims(shown, options, tenant, model) if shown else options
+
+    def _held_against(
+        self, record: KeyRecord, options: Options, tenant: str, model: str
+    ) -> Options | f.Failure:
         claims = held_against(
             record,
             tenant=tenant,

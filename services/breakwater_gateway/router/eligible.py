@@ -14,12 +14,16 @@ from breakwater_gateway.cache.decision import TEMPERATURE_MAX
 from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
 from breakwater_gateway.config.model import CachePolicy, Model
 from breakwater_gateway.router.options import Options
+from breakwater_protocol import failures as f
+from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest
 
 HEADS_MAX: Final = 4_096
 _OFF: Final = NotCached("off")
 _NOT_CONFIGURED: Final = NotCached("not_configured")
 _SAMPLED: Final = NotCached("sampled")
+_NO_USER: Final = NotCached("no_user")
+_NO_KEY: Final = NotCached("no_key")
 
 
 class Eligible:
@@ -58,7 +62,7 @@ class Eligible:
             return _SAMPLED
         scope = scope_of(policy, options, asked)
         if not scope:
-            return NotCached(f"no_{policy.scope}")
+            return _NO_USER if policy.scope == "user" else _NO_KEY
         head = self._head(tenant, scope, api, self._points_to(model), asked.model, options, native)
         key = self._keys.of(head, body, api=api)
         if not policy.sampled and isinstance(key, Key) and key.sampled:
@@ -122,6 +126,20 @@ def scope_of(policy: CachePolicy, options: Options, asked: Asked) -> str:
             return f"user:{user}" if user else ""
         case "key":
             return f"key:{options.key}" if options.key else ""
+
+
+def lowered(options: Options, model: Model) -> f.InvalidRequest | None:
+    """A caller may only raise the threshold in force."""
+    asked, semantic = options.cache_threshold, model.cache.semantic
+    if asked is None or semantic is None or semantic.threshold is None:
+        return None
+    if asked < semantic.threshold:
+        return f.InvalidRequest(
+            f"the header {h.CACHE_THRESHOLD} may only raise this model's threshold of"
+            f" {semantic.threshold:g}, not lower it",
+            param=h.CACHE_THRESHOLD,
+        )
+    return None
 
 
 def _is_sampled(asked: Asked, body: bytes) -> bool:

@@ -22,7 +22,7 @@ from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
 from breakwater_gateway.router.desks.meaning import Meaning, ineligible
 from breakwater_gateway.router.desks.shared import Shared, marks, nano_usd, usage_of
-from breakwater_gateway.router.eligible import Eligible
+from breakwater_gateway.router.eligible import Eligible, lowered
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
 from breakwater_gateway.router.life import Life
@@ -33,7 +33,7 @@ from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
-from breakwater_protocol.cache import ANSWER_MAX, Hit, Lookup, Miss, Store
+from breakwater_protocol.cache import ANSWER_MAX, Hit, Lookup, Miss, Purge, Store
 from breakwater_protocol.commands import Cancel, Finished
 from breakwater_protocol.events import Heartbeat
 
@@ -66,7 +66,7 @@ class CacheDesk:
         self._failed = failed
         self._begin = begin
         self.kept = Kept(context, tasks=tasks)
-        self.care = Care(context, self.kept, tasks=tasks)
+        self.care = Care(context, self.kept, config=lambda: self._config, tasks=tasks)
         self.eligible = Eligible()
         self._counters: dict[tuple[str, str], Counter] = {}
         self._saved: dict[str, Counter] = {}
@@ -92,7 +92,7 @@ class CacheDesk:
     def look(self, life: Life) -> None:
         """A request was admitted: it is answered, waits for another's answer, or begins."""
         mode = life.options.cache
-        refusal = self._refusal(life)
+        refusal = lowered(life.options, life.home)
         if refusal is not None:
             self._failed(life, refusal)
             return
@@ -120,18 +120,6 @@ class CacheDesk:
         else:
             self._tasks.spawn(self._look_further(life, key))
 
-    def _refusal(self, life: Life) -> f.Failure | None:
-        asked, semantic = life.options.cache_threshold, life.home.cache.semantic
-        if asked is None or semantic is None or semantic.threshold is None:
-            return None
-        if asked < semantic.threshold:
-            return f.InvalidRequest(
-                f"the header {h.CACHE_THRESHOLD} may only raise this model's threshold of"
-                f" {semantic.threshold:g}, not lower it",
-                param=h.CACHE_THRESHOLD,
-            )
-        return None
-
     def _follow(self, life: Life, key: Key) -> bool:
         flight = self._shared.flights.to_join(key.digest, Wanted(life.stream, life.usage_wanted))
         if flight is None:
@@ -154,16 +142,26 @@ class CacheDesk:
 
     async def _look_further(self, life: Life, key: Key) -> None:
         """In the bucket that all routers share."""
-        held = await self.kept.read(key.digest, tenant=life.tenant, api=life.api)
-        if isinstance(held, str):
-            self._count("exact", f"skipped_{held}")
+        held = await self._read(life, key.digest)
         if life.over:
             return
-        if not isinstance(held, Held) or not self._is_fresh(life, held):
+        if held is None or not self._is_fresh(life, held):
             self._not_found(life)
             return
         for each in (life, *self._shared.call_off(life)):
             self._serve(each, held, "hit")
+
+    async def _read(
+        self, life: Life, digest: str, *, kind: str = "exact", partition: str = ""
+    ) -> Held | None:
+        """Out of the bucket; what is there and is not to be served is counted with its reason."""
+        held = await self.kept.read(
+            digest, tenant=life.tenant, api=life.api, model=life.asked.model, partition=partition
+        )
+        if isinstance(held, str):
+            self._count(kind, f"skipped_{held}")
+            return None
+        return held
 
     # ------------------------------------------------------------ what means the same
 
@@ -204,11 +202,9 @@ class CacheDesk:
             self._serve_meant(life, key, found, held)
 
     async def _fetch_meant(self, life: Life, key: Key, hit: Hit) -> None:
-        held = await self.kept.read(
-            hit.digest, tenant=life.tenant, api=life.api, partition=key.partition
-        )
+        held = await self._read(life, hit.digest, kind="semantic", partition=key.partition)
         if not life.over:
-            self._serve_meant(life, key, hit, held if isinstance(held, Held) else None)
+            self._serve_meant(life, key, hit, held)
 
     def _serve_meant(self, life: Life, key: Key, hit: Hit, held: Held | None) -> None:
         if held is None or not self._is_fresh(life, held):
@@ -216,7 +212,8 @@ class CacheDesk:
             self._nothing(life)
             return
         entry = held.entry
-        if (entry.tenant, entry.api, entry.partition) != (life.tenant, life.api, key.partition):
+        own = (life.tenant, life.api, life.asked.model, key.partition)
+        if (entry.tenant, entry.api, entry.model, entry.partition) != own:
             self._count("semantic", "foreign")
             self._nothing(life)
             return
@@ -343,6 +340,7 @@ class CacheDesk:
                 cost_nano_usd=entry.cost_nano_usd,
                 ttl_s=entry.fresh_s,
                 label=life.label,
+                asked=entry.model if entry.home else "",
             )
         )
 
@@ -396,6 +394,7 @@ class CacheDesk:
             cost_nano_usd=nano_usd(end.headers.get(h.COST_USD, "")),
             deployment=first.get(h.DEPLOYMENT, ""),
             dropped=first.get(h.DROPPED_PARAMS, ""),
+            home="" if life.home.name == life.asked.model else life.home.name,
         )
 
     # ------------------------------------------------------------ a rung of the ladder
@@ -415,9 +414,9 @@ class CacheDesk:
     async def _look_for_rung(
         self, life: Life, key: Key, kind: str, nothing: Callable[[], None]
     ) -> None:
-        held = await self.kept.read(key.digest, tenant=life.tenant, api=life.api)
+        held = await self._read(life, key.digest)
         if not life.over:
-            self._from_rung(life, kind, held if isinstance(held, Held) else None, nothing)
+            self._from_rung(life, kind, held, nothing)
 
     def _from_rung(
         self, life: Life, kind: str, held: Held | None, nothing: Callable[[], None]
@@ -464,14 +463,18 @@ class CacheDesk:
             return
         if changed.verdict not in {"false_hit", "stale", "purged"}:
             return
-        if changed.digest or changed.query:
+        if changed.verdict == "stale" and changed.digest and changed.source.startswith("cache/"):
+            # Whoever matches by meaning does not reach the bucket of the answers.
+            self._tasks.spawn(self.kept.delete(changed.digest))
+        elif changed.digest or changed.query:
             self.kept.forget(changed.digest, changed.query)
         elif changed.verdict == "purged":
-            self.kept.memory.forget_all(
+            which = Purge(
                 tenant=changed.tenant or None,
                 model=changed.model or None,
                 partition=changed.partition or None,
             )
+            self.kept.memory.forget_all(lambda entry: entries.belongs(entry, which))
             self.kept.measure()
 
     # ------------------------------------------------------------ counting

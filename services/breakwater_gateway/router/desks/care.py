@@ -5,11 +5,13 @@ Any router answers for the bucket that all share; what another one has in memory
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.config.model import Config
 from breakwater_gateway.router.desks.kept import Kept
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Message, Store, Subscription
@@ -24,8 +26,11 @@ _EVENTS: Final[dict[c.Verdict, str]] = {"wrong": "false_hit", "stale": "stale", 
 
 
 class Care:
-    def __init__(self, context: Context, kept: Kept, *, tasks: TaskSet) -> None:
+    def __init__(
+        self, context: Context, kept: Kept, *, config: Callable[[], Config], tasks: TaskSet
+    ) -> None:
         self._context = context
+        self._config = config
         self._kept = kept
         self._tasks = tasks
 
@@ -89,39 +94,37 @@ class Care:
         self._tasks.spawn(self._purge(which, message.reply))
 
     async def _purge(self, which: c.Purge, reply: str) -> None:
-        self._kept.memory.forget_all(
-            tenant=which.tenant, model=which.model, partition=which.partition
-        )
+        # Those of other routers' memory that the bucket has not are forgotten by the event, and not counted.
+        gone = set(self._kept.memory.forget_all(lambda entry: entries.belongs(entry, which)))
         self._kept.measure()
         self._tell(
             "purged",
             tenant=which.tenant or "",
             model=which.model or "",
             partition=which.partition or "",
+            digest=which.digest or "",
         )
-        purged, store = 0, self._kept.store
+        store = self._kept.store
         try:
-            keys = [] if store is None else await store.keys()
-            for first in range(0, len(keys), _AT_ONCE):
-                if store is not None:
+            if store is not None:
+                keys = await store.keys() if which.digest is None else [which.digest]
+                for first in range(0, len(keys), _AT_ONCE):
                     some = keys[first : first + _AT_ONCE]
-                    gone = await asyncio.gather(*(self._drop(store, key, which) for key in some))
-                    purged += sum(gone)
+                    dropped = await asyncio.gather(*(self._drop(store, key, which) for key in some))
+                    gone.update(key for key, was in zip(some, dropped, strict=True) if was)
         except BusError as error:
             self._context.log.warning("cache_not_purged", error=repr(error))
             return  # whoever asked hears nothing, and asks again
-        self._reply(reply, c.PurgeReply(purged))
+        semantic = any(model.cache.semantic for model in self._config().models.values())
+        self._reply(reply, c.PurgeReply(len(gone), semantic=semantic))
 
     async def _drop(self, store: Store, key: str, which: c.Purge) -> bool:
         if which != c.Purge():
             stored = await store.get(key)
             entry = None if stored is None else entries.peek(stored.value or b"")
-            if (
-                entry is None
-                or which.tenant not in {None, entry.tenant}
-                or which.model not in {None, entry.model}
-                or which.partition not in {None, entry.partition}
-            ):
+            # What names another key than its own, or nothing, is nobody's: its key alone tells.
+            nobody_s = which.digest == key and (entry is None or entry.digest != key)
+            if not nobody_s and (entry is None or not entries.belongs(entry, which)):
                 return False
         await store.delete(key)
         return True

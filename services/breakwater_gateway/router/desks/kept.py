@@ -33,6 +33,7 @@ class Kept:
         self._tasks = tasks
         limits = context.config.limits
         self.memory = Exact(limits.cache_bytes)
+        self.answer_max = limits.cache_answer_bytes
         self.store: Store | None = None
         self._writing = 0
         self._known: set[str] | None = None
@@ -67,6 +68,7 @@ class Kept:
 
     def on_limits(self, before: Limits, now: Limits) -> None:
         self.memory.resize(now.cache_bytes)
+        self.answer_max = now.cache_answer_bytes
         self.measure()
         if before.cache_store_bytes != now.cache_store_bytes:
             self._tasks.spawn(self._open(now))
@@ -82,7 +84,7 @@ class Kept:
     # ------------------------------------------------------------ reading
 
     async def read(
-        self, digest: str, *, tenant: str, api: str, partition: str = ""
+        self, digest: str, *, tenant: str, api: str, model: str, partition: str = ""
     ) -> Held | entries.Poison | None:
         """From the bucket into memory; None for a miss, a word for what was there and is not to be served."""
         if self.store is None:
@@ -98,7 +100,13 @@ class Kept:
                 self._known.discard(digest)
             return None
         entry = entries.read(
-            stored.value, digest=digest, tenant=tenant, api=api, partition=partition
+            stored.value,
+            digest=digest,
+            tenant=tenant,
+            api=api,
+            model=model,
+            partition=partition,
+            answer_max=self.answer_max,
         )
         if not isinstance(entry, Entry):
             self._context.log.warning("cache_entry_skipped", reason=entry, key=digest[:16])
