@@ -112,6 +112,7 @@ class _Run:
         "left_at",
         "limits",
         "metered",
+        "places",
         "price",
         "provider_s",
         "reply",
@@ -133,7 +134,8 @@ class _Run:
         self.reply = reply
         self.came_at = now
         self.clock = _clock_of(work, now, work.total_s)
-        self.waiting = False
+        self.waiting = ""
+        self.places: tuple[str, ...] = ()
         """For its place at the target."""
         self.deployment: Deployment | None = None
         self.exchange: Exchange | None = None
@@ -418,9 +420,9 @@ class Worker(Actor):
         self._forget(run)
         self._shedding.ended(self.context.clock.now())
         work, first = run.work, run.clock.first
-        self._doors.ended(work.target)
+        self._doors.ended(run)
         self._doors.learned(
-            work.target,
+            run,
             failure,
             sent_at=run.left_at,
             first_token_s=first - run.left_at if work.stream and first is not None else None,
