@@ -46,8 +46,8 @@ EVERY_S: Final = 1.0
 """How long new events are let gather before they are read."""
 RETRY_S: Final = 2.0
 """After the bus did not answer."""
-IDLE_CHECK: Final = 30
-"""Reads without an event after which it is looked whether the stream began anew."""
+IDLE_CHECK: Final = 10
+"""Reads without an event after which it is looked whether this is still the place to read on."""
 STRIDE: Final = 8
 """Events between which others on this loop have their turn: some 0.5 ms of work."""
 INLINE_BYTES: Final = 32_768
@@ -125,6 +125,15 @@ class Exporter(Actor):
 
     async def start(self, tasks: TaskGroup) -> None:
         await self._settle()
+        if self._to is not None:
+            # Before anybody behind it in the order of starts serves: the first request is exported too.
+            try:
+                if await self._lease.hold():
+                    self._gather = await self._begin()
+            except BusClosed:
+                raise
+            except (BusError, TimeoutError) as error:
+                self._log.warning("export_paused", error=repr(error))
         tasks.start_soon(self._lead)
         tasks.start_soon(self._export)
 
@@ -220,6 +229,7 @@ class Exporter(Actor):
                 more, pause_s = False, EVERY_S
                 if self._to is None or not self._lease.held():
                     self._gather = None
+                    self._lag.set(0)
                 else:
                     try:
                         more = await self._round()
@@ -268,7 +278,7 @@ class Exporter(Actor):
         if not events:
             self._lag.set(0)
             self._idle += 1
-            if self._idle % IDLE_CHECK == 0 and await self._began_anew():
+            if self._idle % IDLE_CHECK == 0 and await self._astray():
                 self._gather = None
                 return True
             batch.add(gather.tick(self.context.clock.wall()))
@@ -310,11 +320,15 @@ class Exporter(Actor):
         self._log.info("export_begins", after=cursor.after, done=cursor.done, end=end)
         return Gather(share=telemetry.trace_sample, slow_s=telemetry.trace_slow_s)
 
-    async def _began_anew(self) -> bool:
-        if self._stream is None:
+    async def _astray(self) -> bool:
+        """The stream began anew, or an operator said where to go on."""
+        if self._stream is None or self._store is None:
             return False
         last = await self._stream.last(self.context.subjects.events)
-        return (last.seq if last is not None else 0) < self._done
+        entry = await self._store.get(KEY)
+        return (last.seq if last is not None else 0) < self._done or (
+            (entry.revision if entry is not None else 0) != self._revision
+        )
 
     def _fold(self, gather: Gather, event: Stored) -> list[Span]:
         subjects = self.context.subjects

