@@ -128,6 +128,13 @@ _ASKED: Final[Mapping[str, tuple[Json, str]]] = {
     h.CACHE_TTL: (_DURATION, "How long this answer may be kept."),
     h.CACHE_NAMESPACE: (_TEXT, "Answers of other namespaces are not seen."),
     h.CACHE_THRESHOLD: (_DECIMAL, "Similarity that a semantic hit needs; may only be raised."),
+    h.CACHE_FEEDBACK: (
+        {
+            "type": "string",
+            "pattern": "^(e[0-9a-f]{64}|s[0-9]{1,4}-[0-9A-Za-z]{1,64})=(wrong|stale|good)$",
+        },
+        "What an earlier answer was, by its breakwater-cache-id. `wrong` and `stale` have this request asked anew.",
+    ),
     h.TIMEOUT: (_DURATION, "Deadline of the whole request."),
     h.TTFT_TIMEOUT: (_DURATION, "How long the first token may take, each attempt for itself."),
     h.PRIORITY: (_one_of("critical", "interactive", "batch"), "Who waits when not all can go."),

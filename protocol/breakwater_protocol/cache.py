@@ -7,6 +7,7 @@ themselves are not here: a hit names the key under which the bucket `bw_cache` k
 """
 
 import hashlib
+import re
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -57,6 +58,18 @@ def shard_of(partition: str) -> str:
     """The shard's name in subjects: a decimal number below `SHARDS`."""
     digest = hashlib.blake2b(partition.encode(), digest_size=4).digest()
     return str(int.from_bytes(digest, "big") % SHARDS)
+
+
+_EXACT_ID: Final = re.compile(r"e[0-9a-f]{64}")
+_SEMANTIC_ID: Final = re.compile(r"s(\d{1,4})-[0-9A-Za-z]{1,64}")
+
+
+def place_of(id_: str) -> str | None:
+    """Who hears of the answer that had this `breakwater-cache-id`: a shard's name or `EXACT`; None: it is none."""
+    found = _SEMANTIC_ID.fullmatch(id_)
+    if found is not None:
+        return found[1]
+    return EXACT if _EXACT_ID.fullmatch(id_) else None
 
 
 class Lookup(Struct, frozen=True, omit_defaults=True):

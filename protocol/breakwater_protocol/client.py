@@ -86,6 +86,8 @@ class CallOptions(TypedDict, total=False):
     cache_ttl_s: float
     cache_namespace: str
     cache_threshold: float
+    cache_feedback: str
+    """`<cache id>=wrong`, `=stale` or `=good`, of an earlier answer: the first two have this one asked anew."""
     ladder: str
     max_cost: Decimal | str
     """USD that all calls for this request may cost together; a `Decimal` or its text: floats are not exact."""
@@ -905,6 +907,7 @@ _TEXT_HEADERS: Final[Mapping[str, str]] = {
     "request_id": h.REQUEST_ID,
     "cache": h.CACHE,
     "cache_namespace": h.CACHE_NAMESPACE,
+    "cache_feedback": h.CACHE_FEEDBACK,
     "ladder": h.LADDER,
     "traceparent": h.TRACEPARENT,
     "tracestate": h.TRACESTATE,

@@ -14,6 +14,8 @@ CACHE: Final = "breakwater-cache"
 CACHE_TTL: Final = "breakwater-cache-ttl"
 CACHE_NAMESPACE: Final = "breakwater-cache-namespace"
 CACHE_THRESHOLD: Final = "breakwater-cache-threshold"
+CACHE_FEEDBACK: Final = "breakwater-cache-feedback"
+"""On the request that asks again: `<breakwater-cache-id>=wrong`, `=stale` or `=good`."""
 TIMEOUT: Final = "breakwater-timeout"
 TTFT_TIMEOUT: Final = "breakwater-ttft-timeout"
 PRIORITY: Final = "breakwater-priority"
@@ -89,6 +91,7 @@ REQUEST_HEADERS: Final = frozenset(
         CACHE_TTL,
         CACHE_NAMESPACE,
         CACHE_THRESHOLD,
+        CACHE_FEEDBACK,
         TIMEOUT,
         TTFT_TIMEOUT,
         PRIORITY,

@@ -912,6 +912,21 @@ async def feedback(
     return msgspec.json.decode(reply.data, type=FeedbackReply)
 
 
+async def test_who_asks_again_may_say_what_the_answer_was() -> None:
+    async with two_routers() as gateway:
+        events: list[CacheChanged] = []
+        await gateway.bus.subscribe(
+            "bw.v1.evt.cache.false_hit", lambda m: events.append(SUBJECTS.cache.decode(m.data))
+        )
+        await answered(gateway)
+        await asyncio.sleep(1)
+        id_ = (await gateway.ask(**COLD).reply()).headers["breakwater-cache-id"]
+        await answered(gateway, headers={"breakwater-cache-feedback": f"{id_}=wrong"})
+        await asyncio.sleep(0.05)
+        assert [event.id for event in events] == [id_]
+        assert len(gateway.provider.seen) == 2
+
+
 async def test_an_answer_that_was_called_wrong_is_gone_from_every_router_at_once() -> None:
     async with two_routers() as gateway:
         await answered(gateway)

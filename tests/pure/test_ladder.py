@@ -87,7 +87,8 @@ def test_the_bottom_is_the_bottom() -> None:
         ("cache, Static", {"cache", "static"}),
         ("primary,error", {"error"}),
         ("", None),
-        ("primary", None),
+        ("primary", set()),
+        ("simple_model:Fast", {"simple_model:Fast"}),
         ("cache,,static", None),
         ("cache,else", None),
         ("off,cache", None),
@@ -105,6 +106,7 @@ def test_what_the_header_asks_for(text: str, kinds: set[str] | None) -> None:
         (frozenset({"cache"}), "cache stale error"),
         (frozenset({"stale", "static"}), "stale static error"),
         (frozenset({"error"}), "error"),
+        (frozenset({"simple_model:fast", "static"}), "simple_model static error"),
     ],
 )
 def test_a_caller_may_narrow_the_ladder(asked: frozenset[str] | None, walked: str) -> None:
@@ -120,6 +122,12 @@ def test_a_rung_that_the_model_does_not_have_is_refused() -> None:
         "the header breakwater-ladder asks for static, which the ladder of this model does not have:"
         " it has cache, stale, error"
     )
+
+
+def test_a_simple_model_may_be_asked_for_by_its_name() -> None:
+    found = narrowed(FULL, frozenset({"simple_model:slow"}))
+    assert isinstance(found, f.InvalidRequest)
+    assert "asks for simple_model:slow" in found.message
 
 
 RUNGS = st.lists(

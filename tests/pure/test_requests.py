@@ -160,12 +160,44 @@ def test_what_a_caller_asks_for_is_read() -> None:
         ("breakwater-cache-threshold", "nan"),
         ("breakwater-cache-threshold", ""),
         ("breakwater-ladder", "cache,upstairs"),
+        ("breakwater-cache-feedback", "wrong"),
+        ("breakwater-cache-feedback", "x=wrong"),
+        ("breakwater-cache-feedback", "s3-Ab1=poor"),
     ],
 )
 def test_a_promise_that_cannot_be_kept_is_refused(name: str, value: str) -> None:
     got = read_options({name: value})
     assert isinstance(got, f.InvalidRequest)
     assert name[:80] in got.message
+
+
+@pytest.mark.parametrize("name", ["Breakwater-Cache", "BREAKWATER-PROPERTY-tier", "breakwater-Org"])
+def test_a_name_in_another_spelling_is_refused_with_the_right_one(name: str) -> None:
+    got = read_options({name: "off"})
+    assert isinstance(got, f.InvalidRequest)
+    assert got.message == f"the header {name} must be written {name.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict", "asked"),
+    [
+        ("on", "wrong", "refresh"),
+        ("on", "stale", "refresh"),
+        ("on", "good", "on"),
+        ("off", "wrong", "off"),
+        ("only", "good", "only"),
+    ],
+)
+def test_an_answer_may_be_judged_by_who_asks_again(mode: str, verdict: str, asked: str) -> None:
+    given = {"breakwater-cache": mode, "breakwater-cache-feedback": f"s3-Ab1={verdict}"}
+    got = read_options(given)
+    assert isinstance(got, Options)
+    assert (got.judged, got.cache) == (("s3-Ab1", verdict), asked)
+
+
+def test_nobody_is_asked_anew_for_what_only_may_be_kept() -> None:
+    given = {"breakwater-cache": "only", "breakwater-cache-feedback": "s3-Ab1=wrong"}
+    assert isinstance(read_options(given), f.InvalidRequest)
 
 
 def test_durations() -> None:

@@ -1,17 +1,14 @@
 """`POST /v1/cache/feedback {id, verdict}`: what a caller thought of a cached answer, read and bounded."""
 
-import re
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from breakwater_protocol import failures as f
-from breakwater_protocol.cache import EXACT, Feedback, Verdict
+from breakwater_protocol.cache import Feedback, Verdict, place_of
 
 PATH: Final = "/v1/cache/feedback"
-_EXACT_ID: Final = re.compile(r"e[0-9a-f]{64}")
-_SEMANTIC_ID: Final = re.compile(r"s(\d{1,4})-[0-9A-Za-z]{1,64}")
 
 
 class _Body(Struct, frozen=True):
@@ -28,14 +25,14 @@ def read(body: bytes, tenant: str) -> tuple[str, Feedback] | f.Failure:
             'expected {"id": "…", "verdict": "wrong" | "stale" | "good"}, with the id of the answer\'s'
             " header breakwater-cache-id"
         )
-    found = _SEMANTIC_ID.fullmatch(said.id)
-    if found is None and not _EXACT_ID.fullmatch(said.id):
+    place = place_of(said.id)
+    if place is None:
         return f.InvalidRequest(
             "feedback is for answers that were given again, with the id of their"
             " breakwater-cache-id; any other is asked anew with the header breakwater-cache: refresh",
             param="id",
         )
-    return EXACT if found is None else found.group(1), Feedback(said.id, tenant, said.verdict)
+    return place, Feedback(said.id, tenant, said.verdict)
 
 
 def unknown(feedback: Feedback) -> f.Failure:

@@ -51,6 +51,7 @@ from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.cache import EXACT, Feedback, Verdict, place_of
 from breakwater_protocol.chat import (
     ChatRequest,
     EmbeddingsRequest,
@@ -443,6 +444,8 @@ class Router(Actor):
             began=now,
         )
         life.route = routed
+        if options.judged is not None:
+            self._say_verdict(tenant, *options.judged)
         if api == "messages":
             life.native_headers = {
                 name: message.headers[name][:NATIVE_HEADER_MAX]
@@ -450,6 +453,12 @@ class Router(Actor):
                 if name in message.headers
             }
         return life
+
+    def _say_verdict(self, tenant: str, id_: str, verdict: Verdict) -> None:
+        """What an earlier answer was, as `POST /v1/cache/feedback` says it; nobody waits for it."""
+        subject = self.context.subjects.cache_feedback
+        body = subject.encode(Feedback(id_, tenant, verdict))
+        self._publish(subject.at(place_of(id_) or EXACT), body, {})
 
     def _begin(self, life: Life) -> None:
         self._live[life.request_id] = life

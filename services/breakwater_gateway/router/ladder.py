@@ -15,17 +15,21 @@ from breakwater_protocol import headers as h
 ERROR: Final = Rung("error")
 
 KINDS: Final[frozenset[str]] = frozenset({"cache", "stale", "simple_model", "static", "error"})
+_BY_NAME: Final = "simple_model:"
 OFF: Final[frozenset[str]] = frozenset()
 """What `breakwater-ladder: off` comes to."""
 
 
 def read_ladder(text: str) -> frozenset[str] | None:
-    """Of the header `breakwater-ladder`: the kinds of rungs that may answer; None when it says nothing known."""
-    words = [word.strip(" \t").lower() for word in text.split(",")]
-    if words == ["off"]:
+    """Of the header `breakwater-ladder`: the rungs that may answer, by kind or as `simple_model:<model>`; None
+    when it says nothing known."""
+    words = [word.strip(" \t") for word in text.split(",")]
+    words = [word if word.startswith(_BY_NAME) else word.lower() for word in words]
+    if words in (["off"], ["primary"]):
         return OFF
     kinds = frozenset(words) - {"primary"}
-    return kinds if kinds and kinds <= KINDS else None
+    known = all(kind in KINDS or kind.startswith(_BY_NAME) for kind in kinds)
+    return kinds if kinds and known else None
 
 
 def rungs_of(declared: tuple[Rung, ...]) -> tuple[Rung, ...]:
@@ -46,8 +50,7 @@ def narrowed(
     """Only the kinds asked for; a kind that the model's ladder does not have is refused, not ignored."""
     if asked is None:
         return rungs
-    kinds = {rung.kind for rung in rungs}
-    missing = sorted(asked - kinds)
+    missing = sorted(asked.difference(*map(_called, rungs)))
     if missing:
         has = ", ".join(dict.fromkeys(rung.kind for rung in rungs))
         return f.InvalidRequest(
@@ -57,7 +60,11 @@ def narrowed(
         )
     if "cache" in asked:
         asked |= {"stale"}
-    return (*(r for r in rungs if r.kind in asked and r.kind != "error"), ERROR)
+    return (*(r for r in rungs if _called(r) & asked and r.kind != "error"), ERROR)
+
+
+def _called(rung: Rung) -> frozenset[str]:
+    return frozenset({rung.kind, f"{_BY_NAME}{rung.model}"} if rung.model else {rung.kind})
 
 
 def walks(failure: f.Failure) -> bool:

@@ -17,6 +17,7 @@ from breakwater_gateway.router.money import Money
 from breakwater_gateway.runtime.telemetry import clean_tracestate
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
+from breakwater_protocol.cache import Verdict, place_of
 from breakwater_protocol.commands import Priority
 
 VALUE_MAX: Final = 512
@@ -59,6 +60,8 @@ class Options(Struct, frozen=True):
     cache: CacheMode = "on"
     cache_ttl_s: float | None = None
     cache_namespace: str = ""
+    judged: tuple[str, Verdict] | None = None
+    """An earlier answer's `breakwater-cache-id`, and what it was."""
     cache_threshold: float | None = None
     """Stricter than the model's; it may only be raised."""
     max_cost_nano_usd: int | None = None
@@ -68,6 +71,7 @@ class Options(Struct, frozen=True):
     """Of whoever sent the `traceparent`; empty without one."""
 
 
+VERDICTS: Final[dict[str, Verdict]] = {v: v for v in get_args(Verdict)}
 PRIORITIES: Final[dict[str, Priority]] = {p: p for p in get_args(Priority)}
 
 _NONE: Final = Options()
@@ -81,7 +85,10 @@ def read_options(headers: Mapping[str, str]) -> Options | f.InvalidRequest:
     properties: dict[str, str] = {}
     traceparent = tracestate = ""
     for name, value in headers.items():
-        if name.startswith(_PREFIX):
+        if name.startswith(_PREFIX) or name[: len(_PREFIX)].lower() == _PREFIX:
+            if name != name.lower():
+                # NATS compares the letters of a name exactly, HTTP does not: one spelling, or none.
+                return _refuse(name[:80], f"must be written {name[:80].lower()}")
             if len(value) > VALUE_MAX:
                 return _refuse(name, f"may have {VALUE_MAX} characters at most")
             if name.startswith(h.PROPERTY_PREFIX):
@@ -143,6 +150,16 @@ def _check(
     ttl_s = read_duration(found[h.CACHE_TTL]) if h.CACHE_TTL in found else None
     if h.CACHE_TTL in found and (ttl_s is None or not 0 < ttl_s <= CACHE_TTL_MAX_S):
         return _refuse(h.CACHE_TTL, "must be a duration such as 30s, 10m or 7d, 365d at most")
+    judged = read_verdict(found[h.CACHE_FEEDBACK]) if h.CACHE_FEEDBACK in found else None
+    if h.CACHE_FEEDBACK in found and judged is None:
+        return _refuse(
+            h.CACHE_FEEDBACK,
+            "must be the breakwater-cache-id of an earlier answer and =wrong, =stale or =good",
+        )
+    if judged is not None and judged[1] != "good":
+        if mode == "only":
+            return _refuse(h.CACHE_FEEDBACK, f"asks for a new answer, and {h.CACHE}: only for none")
+        mode = "refresh" if mode == "on" else mode
     threshold = found.get(h.CACHE_THRESHOLD, "")
     if h.CACHE_THRESHOLD in found and not (
         _DECIMAL.fullmatch(threshold) and 0 <= float(threshold) <= 1
@@ -167,11 +184,19 @@ def _check(
         cache=cast("CacheMode", mode),
         cache_ttl_s=ttl_s,
         cache_namespace=namespace,
+        judged=judged,
         cache_threshold=float(threshold) if threshold else None,
         max_cost_nano_usd=max_cost,
         traceparent=traceparent,
         tracestate=tracestate,
     )
+
+
+def read_verdict(text: str) -> tuple[str, Verdict] | None:
+    """`<id>=<verdict>`: of which answer that was given again, and what it was."""
+    id_, _, word = text.partition("=")
+    verdict = VERDICTS.get(word.strip())
+    return None if verdict is None or place_of(id_.strip()) is None else (id_.strip(), verdict)
 
 
 def read_duration(text: str) -> float | None:
