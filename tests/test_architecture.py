@@ -38,6 +38,8 @@ MAY_TALK: Final = {
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
     f"{GATEWAY}/cache/shards.py": "claims shards and reads them, for the actor",
     f"{GATEWAY}/cache/embed/local.py": "the embedder's own process",
+    f"{GATEWAY}/worker/run.py": "an attempt in hand has a task and a timer",
+    f"{GATEWAY}/worker/desks/*": "the worker's shells: each deals with one other party",
     f"{GATEWAY}/worker/http/*": "the HTTP client's transports",
     f"{GATEWAY}/simulator/server.py": "the provider's side of HTTP",
     f"{GATEWAY}/simulator/words.py": "a seeded random.Random: the same seed, the same answer",
