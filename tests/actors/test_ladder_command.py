@@ -50,7 +50,7 @@ def test_every_rung_answers_in_its_turn(folder: Path) -> None:
         ("slow first token+fast", "static", True),
         ("budget exhausted", "static", True),
     ]
-    assert result.exit_code == 0
+    assert (result.exit_code, result.stderr) == (0, "")
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["reason"] for row in rows[::2]] == [
         *("connect_failed", "rate_limited", "first_token_timeout", "budget_exhausted")

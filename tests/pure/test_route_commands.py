@@ -152,6 +152,17 @@ def test_a_route_to_another_model_and_what_was_measured_live(files: Path) -> Non
     assert result.stderr == LIVE + "\n"
 
 
+def test_without_a_configuration_the_gateway_of_this_machine_is_asked(files: Path) -> None:
+    asked: list[str] = []
+
+    async def here(url: str, as_json: bool) -> tuple[Config, Targets]:
+        asked.append(url)
+        return await live("nats://there", as_json)
+
+    assert run(files, "r.json", look=here).exit_code == 0
+    assert asked == ["nats://127.0.0.1:4222"]
+
+
 def test_chance_is_told_of(files: Path) -> None:
     for model, drawn in (("even", False), ("quick", True)):
         body = json.dumps({**HELLO, "model": model})
@@ -162,7 +173,6 @@ def test_chance_is_told_of(files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "message"),
     [
-        (["r.json"], "", 2, "name a configuration, --config FILE, or a gateway, --nats URL"),
         (["r.json", "--config", "c.yaml", "--nats", "x"], "", 2, "name a configuration"),
         (["none", "--config", "c.yaml"], "", 2, "cannot read the request"),
         (["r.json", "--config", "none"], "", 2, "cannot read the configuration"),

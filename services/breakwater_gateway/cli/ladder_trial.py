@@ -160,9 +160,9 @@ class _Trial:
             bus,
             _SUBJECTS,
             [
-                ActorSpec("health", Health),
-                ActorSpec("worker", self._worker),
-                ActorSpec("router", self._broke if self._outage == BUDGET else Router),
+                ActorSpec("health", Health, log=log),
+                ActorSpec("worker", self._worker, log=log),
+                ActorSpec("router", self._broke if self._outage == BUDGET else Router, log=log),
             ],
             ConfigHolder(data, codec.decode, log=log, metrics=metrics),
             metrics=metrics,

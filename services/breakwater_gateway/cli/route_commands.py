@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LISTEN_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
+NATS_URL: Final = "nats://127.0.0.1:4222"
+"""Where `breakwater up` has its own."""
 _APIS: Final = ("chat", "embeddings", "messages", "responses", "generate")
 
 Look = Callable[[str, bool], Coroutine[None, None, "tuple[Config, Targets]"]]
@@ -48,7 +50,12 @@ def route_commands(look: Look) -> click.Group:
     @route.command(help="Who would answer the request in REQUEST (a JSON file, or -), and why.")
     @click.argument("request", type=click.Path())
     @click.option("--config", "file", type=click.Path(), metavar="FILE", help="A configuration.")
-    @click.option("--nats", "nats_url", metavar="URL", help="A live gateway's NATS.")
+    @click.option(
+        "--nats",
+        "nats_url",
+        metavar="URL",
+        help=f"A live gateway's NATS; default: {NATS_URL}.",
+    )
     @click.option(
         "--header",
         "headers",
@@ -68,8 +75,10 @@ def route_commands(look: Look) -> click.Group:
         api: str,
         as_json: bool,
     ) -> None:
-        if (file is None) == (nats_url is None):
+        if file is not None and nats_url is not None:
             raise click.UsageError("name a configuration, --config FILE, or a gateway, --nats URL")
+        if file is None and nats_url is None:
+            nats_url = NATS_URL
         body = _body(request)
         given = _headers(headers)
         if nats_url is not None:

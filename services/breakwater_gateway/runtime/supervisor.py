@@ -67,6 +67,8 @@ class ActorSpec(Struct, frozen=True):
     description: str = ""
     drain_order: int | None = None
     """Lower numbers drain first; by default as `DRAIN_ORDER` has it."""
+    log: Log | None = None
+    """Where it logs; by default where this process does."""
 
 
 class StartRefused(Exception):
@@ -97,7 +99,7 @@ class _Slot:
         self.order = (
             DRAIN_ORDER.get(spec.kind, DRAIN_LAST) if spec.drain_order is None else spec.drain_order
         )
-        self.log: Log = get_log(actor=self.kind, id=self.id)
+        self.log: Log = spec.log or get_log(actor=self.kind, id=self.id)
         self.actor: Actor | None = None
         """Only while it serves."""
         self.waiting = "not started"
