@@ -52,6 +52,24 @@ async def test_latency_leaves_a_target_that_became_slow_and_comes_back_to_it() -
         assert seen[-1] == "a"
 
 
+async def test_who_would_have_been_next_is_told_too() -> None:
+    text = model(
+        "simple-shuffle",
+        "first model: openai/a",
+        "spare model: openai/b, weight: 0",
+        "second model: openai/c, order: 1",
+    )
+    async with stage(load_text(text, source="f", environment={})) as gateway:
+        assert await one(gateway) == "first"
+        told = gateway.requests[-1].decisions
+        assert [(d.step, d.deployment, d.reason) for d in told] == [
+            ("consider", "first", ""),
+            ("skip", "spare", "weight"),
+            ("skip", "second", "order"),
+            ("dispatch", "first", "simple-shuffle"),
+        ]
+
+
 async def test_cost_goes_to_the_cheapest_until_it_cannot() -> None:
     text = model(
         "cost",

@@ -295,14 +295,18 @@ class Targets:
         plain = plain and all(
             last(d.id).share >= 1.0 and not last(d.id).key_probes for d in found.usable
         )
+        group = Group(found.usable) if plain and found.usable else None
         return _Look(
             model=model,
             views=views,
             until=now + (LOOK_S if wait_s is None else min(wait_s, LOOK_S)),
-            group=Group(found.usable) if plain and found.usable else None,
+            group=group,
             by_id={d.id: d for d in model.deployments},
             candidates={d.id: self._candidate(d, None, probe=False) for d in found.usable},
-            skipped=tuple(_skipped(found, now)),
+            skipped=(
+                *(() if group is None else _later(group, found.usable)),
+                *_skipped(found, now),
+            ),
         )
 
     def _filter(self, model: Model, now: float, now_wall: float, turn: str = "") -> Filtered:
@@ -379,6 +383,19 @@ class Targets:
             probe_of=names[key],
             probe_epoch=standing.key_epochs[key],
         )
+
+
+def _later(group: Group, usable: Sequence[Deployment]) -> list[Skipped]:
+    """Whose turn comes after those that were chosen among, and why."""
+    if len(group.targets) == len(usable):
+        return []
+    first = {d.id for d in group.targets}
+    weighed = group.targets[0].weight > 0
+    return [
+        Skipped(d.id, "order" if d.weight or not weighed else "weight", None)
+        for d in usable
+        if d.id not in first
+    ]
 
 
 def _skipped(found: Filtered, now: float) -> list[Skipped]:
