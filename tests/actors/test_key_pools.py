@@ -194,3 +194,25 @@ async def test_what_a_provider_says_of_one_key_is_bounded_and_is_of_that_key(
             call.reply(200, ANSWER)
             await caller.reply()
         assert pause_s - 0.3 <= now() - began <= pause_s + 1.0
+
+
+async def test_a_key_that_says_nothing_is_left_is_spared_before_it_is_refused() -> None:
+    plain = pooled("a")
+    settings = replace(plain, models={"m": replace(plain.models["m"], strategy="usage")})
+    async with stage(settings) as gateway:
+        seen: list[str] = []
+        for _ in range(6):
+            caller = gateway.ask()
+            call = await gateway.provider.next_call()
+            seen.append(key_of(call))
+            left = "0" if seen[-1] == seen[0] else "50"
+            call.reply(
+                200,
+                ANSWER,
+                x_ratelimit_limit_requests="100",
+                x_ratelimit_remaining_requests=left,
+                x_ratelimit_reset_requests="20s",
+            )
+            await caller.reply()
+            await asyncio.sleep(0.01)
+        assert seen.count(seen[0]) == 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from breakwater_gateway.config.model import Deployment
+from breakwater_gateway.config.targets import key_target
 from breakwater_gateway.pricing.cost import ModelPrice, of_config
 from breakwater_gateway.pricing.prices import Prices
 from breakwater_gateway.router.strategies import Ask
@@ -36,9 +37,20 @@ class Sight:
 
     def used(self, deployment: Deployment) -> float | None:
         id_ = deployment.id
-        return self._usage.used(
+        used = self._usage.used(
             id_, deployment.rpm, deployment.tpm, now=self.now, in_flight=self.in_flight(id_)
         )
+        if len(deployment.api_keys) < 2:
+            return used
+        # As much room as its roomiest key has.
+        keys = [
+            self._usage.used(key_target(id_, key), None, None, now=self.now)
+            for key in range(len(deployment.api_keys))
+        ]
+        known = [each for each in keys if each is not None]
+        if len(known) < len(keys):
+            return used
+        return max(min(known), used or 0.0)
 
     def price(self, deployment: Deployment, ask: Ask) -> ModelPrice | None:
         """The configuration's price, else the provider's list price now; None: not known."""

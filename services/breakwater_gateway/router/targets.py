@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from breakwater_gateway.config.model import Config, Deployment, Model
-from breakwater_gateway.config.targets import NO_SCOPES, scopes_of, targets_of
+from breakwater_gateway.config.targets import NO_SCOPES, key_target, scopes_of, targets_of
 from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.first_tokens import FirstTokens
 from breakwater_gateway.router.own_window import OwnWindows
@@ -162,11 +162,24 @@ class Targets:
         self.latency.retain(known)
         self.usage.retain(known)
 
-    def heard(self, attempt: AttemptFinished, deployment: Deployment, *, now: float) -> float:
-        """An attempt ended, of any router; for how long its target has nothing left of its rates."""
+    def heard(
+        self, attempt: AttemptFinished, deployment: Deployment, *, now: float
+    ) -> list[tuple[int | None, float]]:
+        """An attempt ended, of any router; which keys of its target have nothing left of their rates, and for
+        how long: None for all of them."""
         self.latency.fold(attempt, now)
-        self.usage.fold(attempt, now)
-        return self.usage.wait_s(deployment.id, deployment.rpm, deployment.tpm, now=now)
+        usage = self.usage
+        found: list[tuple[int | None, float]] = []
+        if len(deployment.api_keys) > 1:
+            # What a provider says with an answer is of the key that asked; the configuration's rates are of all.
+            name = key_target(deployment.id, attempt.key)
+            usage.fold(msgspec.structs.replace(attempt, deployment=name, outcome=""), now)
+            attempt = msgspec.structs.replace(attempt, limits=None)
+            found.append((attempt.key, usage.wait_s(name, None, None, now=now)))
+        usage.fold(attempt, now)
+        whole = usage.wait_s(deployment.id, deployment.rpm, deployment.tpm, now=now)
+        found.append((None, whole))
+        return [(key, wait_s) for key, wait_s in found if wait_s > 0]
 
     # What a request may do.
 

@@ -83,6 +83,6 @@ class Measures:
         deployment = self._measured.get(attempt.deployment)
         if deployment is None:
             return
-        wait_s = self._targets.heard(attempt, deployment, now=self.context.clock.now())
-        if wait_s > 0 and deployment.id in self._rated:
-            self._exhausted(deployment.id, None, wait_s)
+        for key, wait_s in self._targets.heard(attempt, deployment, now=self.context.clock.now()):
+            if deployment.id in self._rated:
+                self._exhausted(deployment.id, key, wait_s)
