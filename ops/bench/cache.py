@@ -164,6 +164,7 @@ async def by_step() -> None:
         ended=lambda life, _, **__: served.append(life),
         gave_up=nothing,
         failed=nothing,
+        cheapest=lambda _: 0,
     )
     life = life_of(BODY, around.clock)
     desk.look(life)

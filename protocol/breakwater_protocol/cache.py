@@ -88,6 +88,8 @@ class Lookup(Struct, frozen=True, omit_defaults=True):
     """The caller's; it counts only where it is stricter than the configured one."""
     vector: bytes | None = None
     """The text's embedding where the sender has it: float32, little-endian."""
+    max_cost_nano_usd: int | None = None
+    """What embedding the text may cost; None: no bound but the budgets."""
 
 
 class Hit(Struct, frozen=True, omit_defaults=True, tag="hit", tag_field="reply"):
@@ -137,6 +139,8 @@ class Store(Struct, frozen=True, omit_defaults=True):
     """The text's embedding: float32, little-endian."""
     label: str = ""
     """From the `Miss` before."""
+    max_cost_nano_usd: int | None = None
+    """What embedding each of its texts may cost, as in `Lookup`."""
     asked: str = ""
     """The model's name as the caller gave it, where `model` is another (`gpt-*`)."""
 

@@ -6,17 +6,21 @@ import json
 import pytest
 from msgspec.structs import replace
 from tests.actors.lender import Lender
-from tests.actors.stage import ANSWER, Call, Caller, Gateway, config, delta, stage
+from tests.actors.stage import ANSWER, SUBJECTS, Call, Caller, Gateway, config, delta, stage
 from tests.virtual_time import VirtualTimeLoop
 
+from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
 from breakwater_gateway.config.model import (
     Budget,
+    CachePolicy,
     Config,
+    Embeddings,
     Hedge,
     OnContextLength,
     Price,
     RetryPolicy,
     Rung,
+    Semantic,
     StaticAnswer,
     StaticAnswers,
 )
@@ -263,3 +267,37 @@ async def test_who_follows_a_leader_with_a_small_bound_is_not_refused_for_it() -
         assert "Nats-Service-Error-Code" not in free.all[0].headers
         assert json.loads(free.all[0].data)["choices"]
         assert len(small.all) == 1
+
+
+VECTOR = (
+    b'{"data":[{"embedding":[1.0,0.0],"index":0}],"usage":{"prompt_tokens":2,"total_tokens":2}}'
+)
+
+
+async def test_an_embedding_for_the_semantic_cache_draws_too_but_never_what_the_call_needs() -> (
+    None
+):
+    plain = priced(CHEAP)
+    embedder = replace(config("e", price=Price(1_000, 0)).models["m"], name="embed")
+    model = replace(plain.models["m"], cache=CachePolicy(semantic=Semantic(shadow=0.0)))
+    settings = replace(
+        plain, models={"m": model, "embed": embedder}, embeddings=Embeddings(model="embed")
+    )
+    # An embedding of a few words may cost 0.0006 USD, a call 0.001.
+    for usd, embedded in (("0.0018", True), ("0.0015", False), (None, True)):
+        async with stage(settings) as gateway:
+            gateway.embedder = ThroughGateway("embed", gateway.bus, SUBJECTS)
+            await gateway.add("cache")
+            headers = {} if usd is None else {"breakwater-max-cost": usd}
+            caller = gateway.ask(headers=headers, max_tokens=OUTPUT)
+            if embedded:
+                call = await gateway.provider.next_call()
+                assert call.deployment == "e"
+                call.reply(200, VECTOR)
+            call = await gateway.provider.next_call()
+            assert call.deployment == "a"
+            call.reply(200, ANSWER)
+            assert (await caller.reply()).headers["breakwater-deployment"] == "a"
+            await asyncio.sleep(0.5)
+            told = [e for e in gateway.requests if e.model == "m"]
+            assert (("semantic", "too_dear") in skipped(told[0])) is not embedded

@@ -75,7 +75,9 @@ class Chosen:
     async def close(self) -> None:
         return
 
-    async def embed(self, text: str, tenant: str) -> Vector | NoVector:
+    async def embed(
+        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+    ) -> Vector | NoVector:
         self.asked.append(text)
         if self.late_s:
             await asyncio.sleep(self.late_s)

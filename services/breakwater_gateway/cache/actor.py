@@ -168,7 +168,8 @@ class Cache(Actor):
 
     async def _look(self, message: b.Message, asked: c.Lookup, vector: Vector | None) -> None:
         if vector is None:
-            made = await self._vector_of(asked.text, asked.tenant)
+            bound = asked.max_cost_nano_usd
+            made = await self._vector_of(asked.text, asked.tenant, max_cost_nano_usd=bound)
             if isinstance(made, str):
                 self._reply(message, self._keeper.miss(asked.partition, made))
                 return
@@ -206,14 +207,20 @@ class Cache(Actor):
                 self._count("refused", "vector")
                 return
         else:
-            made = self._remembered.get(fresh.tenant, fresh.text)
-            found = made if made is not None else await self._vector_of(fresh.text, fresh.tenant)
+            found: Vector | c.MissReason | None = self._remembered.get(fresh.tenant, fresh.text)
+            if found is None:
+                bound = fresh.max_cost_nano_usd
+                found = await self._vector_of(fresh.text, fresh.tenant, max_cost_nano_usd=bound)
             if isinstance(found, str):
                 self._count("refused", found)
                 return
             vector = found
         # An answer beyond the embedder's window is compared by its words alone.
-        said = fresh.answer and await self._vector_of(fresh.answer, fresh.tenant, remember=False)
+        said = fresh.answer and await self._vector_of(
+            *(fresh.answer, fresh.tenant),
+            remember=False,
+            max_cost_nano_usd=fresh.max_cost_nano_usd,
+        )
         answer_vector = None if isinstance(said, str) else said
         if not self._shards.owns(c.shard_of(fresh.partition)):
             return  # lost meanwhile
@@ -481,11 +488,16 @@ class Cache(Actor):
             self.context.log.warning("cache_labels_unread", error=repr(error))
 
     async def _vector_of(
-        self, text: str, tenant: str, *, remember: bool = True
+        self,
+        text: str,
+        tenant: str,
+        *,
+        remember: bool = True,
+        max_cost_nano_usd: int | None = None,
     ) -> Vector | c.MissReason:
         if self._embedder is None:
             return "no_embedding"
-        made = await self._embedder.embed(text, tenant)
+        made = await self._embedder.embed(text, tenant, max_cost_nano_usd=max_cost_nano_usd)
         if isinstance(made, str):
             return made
         vector = unit(made, self._keeper.index.dimensions)

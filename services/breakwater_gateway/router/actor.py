@@ -119,6 +119,7 @@ class Router(Actor):
             ended=self._end,
             gave_up=self._gave_up,
             failed=self._answer_failure,
+            cheapest=self._books.cheapest,
         )
         self._inspection = Inspection(
             context,

@@ -17,8 +17,11 @@ class Embedder(Protocol):
     name: str
     """Of the model: vectors of two models must not be compared."""
 
-    async def embed(self, text: str, tenant: str) -> Vector | NoVector:
-        """The text's vector as the model gave it. Never raises for a text or a model's failure."""
+    async def embed(
+        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+    ) -> Vector | NoVector:
+        """The text's vector as the model gave it, if that costs no more. Never raises for a text or a model's
+        failure."""
         ...
 
     async def start(self) -> None: ...

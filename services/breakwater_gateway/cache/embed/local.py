@@ -44,7 +44,13 @@ class LocalEmbedder:
             await asyncio.wait({self._keeper})
             self._keeper = None
 
-    async def embed(self, text: str, tenant: str) -> Vector | NoVector:  # noqa: ARG002 - a contract
+    async def embed(
+        self,
+        text: str,
+        tenant: str,  # noqa: ARG002 - a contract
+        *,
+        max_cost_nano_usd: int | None = None,  # noqa: ARG002 - it costs nothing
+    ) -> Vector | NoVector:
         process = self._process
         if process is None or process.stdin is None or not self.ready.is_set():
             return "no_embedding"

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from breakwater_gateway.cache.embed.embedder import NoVector, Vector
+from breakwater_gateway.config.budgets import usd_text
 from breakwater_gateway.runtime.bus import AskTimeout, Bus, BusError, NoResponders
 from breakwater_protocol import headers as h
 from breakwater_protocol.subjects import Subjects
@@ -42,12 +43,17 @@ class ThroughGateway:
     async def close(self) -> None:
         return
 
-    async def embed(self, text: str, tenant: str) -> Vector | NoVector:
+    async def embed(
+        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+    ) -> Vector | NoVector:
+        headers = {h.CACHE: "off", h.PRIORITY: "interactive"}
+        if max_cost_nano_usd is not None:
+            headers[h.MAX_COST] = usd_text(max_cost_nano_usd)
         try:
             reply = await self._bus.ask(
                 self._subjects.embeddings.at(tenant),
                 msgspec.json.encode({"model": self._model, "input": text}),
-                headers={h.CACHE: "off", h.PRIORITY: "interactive"},
+                headers=headers,
                 timeout_s=self._patience_s,
             )
         except (AskTimeout, NoResponders, BusError):

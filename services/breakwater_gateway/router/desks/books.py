@@ -265,6 +265,13 @@ class Books:
             return None
         return bound.nano_usd
 
+    def cheapest(self, life: Life) -> int:
+        """What a call costs at most on the cheapest of its model's deployments, in nano-USD; 0: nobody knows."""
+        charge = self._charge(life)
+        bounds = [self._hold(life, each, charge).bound for each in life.model.deployments]
+        known = [each.nano_usd for each in bounds if each is not None and each.nano_usd is not None]
+        return min(known, default=0)
+
     def _charge(self, life: Life) -> Charge:
         charge = life.charge
         if charge is None or charge.body is not life.body:

@@ -17,6 +17,7 @@ from breakwater_gateway.cache.key import Key, NotCached
 from breakwater_gateway.cache.replay import CannotReplay
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.router import once
+from breakwater_gateway.router.affordable import embedding_bound
 from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
@@ -26,6 +27,7 @@ from breakwater_gateway.router.eligible import Eligible, lowered
 from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.money import TOO_DEAR, UNPRICED
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message
@@ -56,8 +58,9 @@ class CacheDesk:
         ended: Ended,
         gave_up: Callable[[Life, f.Failure], None],
         failed: Callable[[Life, f.Failure], None],
+        cheapest: Callable[[Life], int],
     ) -> None:
-        """`begin` lets a request call providers; `stop` ends its calls; `ended`, `gave_up` and `failed` are
+        """`cheapest`: what a call costs at least at most, in nano-USD. `begin` lets a request call providers; `stop` ends its calls; `ended`, `gave_up` and `failed` are
         the ways in which it leaves: answered, to the next rung, with that failure."""
         self._context = context
         self._config = context.config
@@ -65,6 +68,7 @@ class CacheDesk:
         self._ended = ended
         self._failed = failed
         self._begin = begin
+        self._cheapest = cheapest
         self.kept = Kept(context, tasks=tasks)
         self.care = Care(context, self.kept, config=lambda: self._config, tasks=tasks)
         self.eligible = Eligible()
@@ -183,6 +187,19 @@ class CacheDesk:
             digest=key.digest,
             threshold=life.options.cache_threshold,
         )
+        money = life.plan.envelope.money
+        if money is not None:
+            bound = embedding_bound(self._config, key.text, at=self._context.clock.wall())
+            # Not out of the money that the call needs, should there be no hit.
+            spare = money.left - self._cheapest(life)
+            if bound is None or bound > spare or not money.draw(bound):
+                reason = UNPRICED if bound is None else TOO_DEAR
+                self._count("semantic", reason)
+                now = self._context.clock.now()
+                life.note("skip", now=now, deployment="semantic", reason=reason)
+                return False
+            money.settle(bound, None)  # whoever embeds does not say what it has cost
+            lookup = msgspec.structs.replace(lookup, max_cost_nano_usd=bound)
         patience_s = self._meaning.patience_s()
         self._meaning.look(lookup, partial(self._meant, life, key), patience_s=patience_s)
         return True
@@ -327,6 +344,18 @@ class CacheDesk:
             return
         if ineligible(key.text or None, tools=key.tools, temperature=key.temperature) is not None:
             return
+        answer = entries.text_of(entry.api, entry.form, entry.payload, ANSWER_MAX)
+        bound, money = None, life.plan.envelope.money
+        if money is not None:
+            # The question, where it is not remembered, and the answer: each may cost what the dearer may.
+            wall = self._context.clock.wall()
+            bounds = [embedding_bound(self._config, each, at=wall) for each in (key.text, answer)]
+            known = [each for each in bounds if each is not None]
+            bound = max(known) if len(known) == len(bounds) else None
+            if bound is None or not money.draw(2 * bound):
+                self._count("semantic", f"not_told_{UNPRICED if bound is None else TOO_DEAR}")
+                return
+            money.settle(2 * bound, None)
         self._meaning.store(
             Store(
                 request=life.request_id,
@@ -335,12 +364,13 @@ class CacheDesk:
                 model=life.home.name,
                 text=key.text,
                 digest=key.digest,
-                answer=entries.text_of(entry.api, entry.form, entry.payload, ANSWER_MAX),
+                answer=answer,
                 answer_bytes=len(entry.payload),
                 cost_nano_usd=entry.cost_nano_usd,
                 ttl_s=entry.fresh_s,
                 label=life.label,
                 asked=entry.model if entry.home else "",
+                max_cost_nano_usd=bound,
             )
         )
 
