@@ -103,6 +103,8 @@ class AnswerInfo(Struct, frozen=True):
     dropped_params: tuple[str, ...] = ()
     seam: str = ""
     """The deployment that went on with a stream when the first one broke off; empty for an answer of one piece."""
+    cache_id: str = ""
+    """Of an answer that was given again: what feedback on it names."""
 
 
 class GatewayError(BreakwaterError):
@@ -342,6 +344,7 @@ def info_of(request: str, said: Mapping[str, str], *, partial: str) -> AnswerInf
         partial=partial,
         dropped_params=tuple(part.strip() for part in dropped.split(",") if part.strip()),
         seam=said.get(h.SEAM, ""),
+        cache_id=said.get(h.CACHE_ID, ""),
     )
 
 

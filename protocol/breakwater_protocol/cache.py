@@ -40,6 +40,7 @@ MissReason = Literal[
     "overloaded",
     "no_owner",
     "late",
+    "silent",
     "malformed",
 ]
 """Why a lookup is a miss:
@@ -50,7 +51,7 @@ honest; `quarantined`: a caller said that it was wrong; `tenant`: an entry under
 `expired`: the entry's time is over; `off`: the model has no semantic cache; `vector`: not a vector of this
 index; `too_long`: beyond what the embedder reads; `no_embedding`: the embedder failed or was late;
 `overloaded`: too much in hand. The router's own: `no_owner`: nobody has the shard; `late`: no reply in
-time; `malformed`: a reply that is none.
+time; `silent`: the last ones were late, and it was not asked; `malformed`: a reply that is none.
 """
 
 

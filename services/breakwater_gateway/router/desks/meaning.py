@@ -18,6 +18,10 @@ PATIENCE_S: Final = 0.025
 """A lookup that takes longer is a miss."""
 REMOTE_PATIENCE_S: Final = 0.055
 """With an embedding through the gateway, which alone may take 30 ms."""
+SILENT_AFTER: Final = 3
+"""Lookups in a row without any answer, and the owner counts as silent: it is stopped, or cut off …"""
+SILENT_S: Final = 1.0
+"""… and is asked once in so long, for no request is to wait for it."""
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -31,6 +35,8 @@ __all__ = ["Answered", "Meaning", "ineligible"]
 class Meaning:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._silent: dict[str, _Silence] = {}
+        """By shard."""
 
     def patience_s(self) -> float:
         embeddings = self._context.config.embeddings
@@ -40,12 +46,19 @@ class Meaning:
         """`answered` is called once, later and never from within this call."""
         context = self._context
         now = context.clock.now()
-        waiting = _Waiting(answered)
+        shard = c.shard_of(asked.partition)
+        silence = self._silent.get(shard)
+        if silence is None:
+            silence = self._silent[shard] = _Silence()
+        waiting = _Waiting(answered, silence)
+        if not silence.may_ask(now):
+            waiting.timer = context.clock.call_at(now, waiting.pass_by)
+            return
         inbox = waiting.inbox = context.bus.open_inbox(waiting.hear)
         waiting.timer = context.clock.call_at(now + patience_s, waiting.give_up)
         try:
             context.bus.publish(
-                context.subjects.cache_lookup.at(c.shard_of(asked.partition)),
+                context.subjects.cache_lookup.at(shard),
                 context.subjects.cache_lookup.encode(asked),
                 reply=inbox.subject,
             )
@@ -66,19 +79,40 @@ class Meaning:
             context.log.debug("cache_not_told", error=repr(error))
 
 
+class _Silence:
+    """Of one shard's owner, as far as our lookups tell."""
+
+    __slots__ = ("_again_at", "missed")
+
+    def __init__(self) -> None:
+        self.missed = 0
+        """Lookups in a row that it did not answer."""
+        self._again_at = 0.0
+
+    def may_ask(self, now: float) -> bool:
+        if self.missed < SILENT_AFTER:
+            return True
+        if now < self._again_at:
+            return False
+        self._again_at = now + SILENT_S
+        return True
+
+
 class _Waiting:
     """One lookup until it is answered."""
 
-    __slots__ = ("_answered", "inbox", "timer")
+    __slots__ = ("_answered", "_silence", "inbox", "timer")
 
-    def __init__(self, answered: Answered) -> None:
+    def __init__(self, answered: Answered, silence: _Silence) -> None:
         self._answered: Answered | None = answered
+        self._silence = silence
         self.inbox: Inbox | None = None
         self.timer: TimerHandle | None = None
 
     # | None = None
 
     def hear(self, message: Message) -> None:
+        self._silence.missed = 0
         if message.no_responders:
             self._end(c.Miss("no_owner"))
             return
@@ -90,7 +124,11 @@ class _Waiting:
         self._end(answer)
 
     def give_up(self) -> None:
+        self._silence.missed += 1
         self._end(c.Miss("late"))
+
+    def pass_by(self) -> None:
+        self._end(c.Miss("silent"))
 
     def _end(self, answer: c.Hit | c.Miss) -> None:
         answered, self._answered = self._answered, None
