@@ -31,7 +31,7 @@ from breakwater_gateway.cache.embed.minilm import MiniLM, is_available
 from breakwater_gateway.cache.semantic import Entry, Index, Lists, Vector, unit
 from breakwater_gateway.cache.slots import conflict
 from breakwater_gateway.cache.threshold import GRID, certify
-from breakwater_gateway.cli.cache_commands import vectors_of
+from breakwater_gateway.cli.cache_vectors import vectors_of
 from breakwater_gateway.config.model import Semantic
 from breakwater_gateway.runtime.telemetry import get_log
 

@@ -14,6 +14,7 @@ from tests.actors.test_semantic_cache import Chosen
 from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.cache import entry as entries
+from breakwater_gateway.cache.semantic import decode_entry, encode_entry
 from breakwater_gateway.cli.cache_warming import BadRows, read_rows, warm
 from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
 from breakwater_gateway.runtime.bus import Message
@@ -876,6 +877,97 @@ async def test_meaning_does_not_cross_a_system_prompt_a_parameter_or_a_tenant() 
         )
         (await gateway.provider.next_call()).reply(200, ANSWER)
         assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tenant": "evil"}, "tenant"),
+        ({"digest": "0" * 64}, "digest"),
+        ({"api": "messages"}, "api"),
+        ({"model": "another"}, "model"),
+        ({"partition": "p" * 64}, "partition"),
+        ({"payload": b"x" * (1 << 20) + b"x" * entries.BESIDES}, "size"),
+        ({"kept_s": float("nan")}, "times"),
+        (None, "unreadable"),
+    ],
+)
+async def test_a_hit_by_meaning_whose_answer_is_poisoned_is_a_miss_with_a_reason(
+    change: dict[str, Any] | None, reason: str
+) -> None:
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        store = await gateway.bus.store("bw_cache", max_bytes=2**28, evicts=True)
+        (digest,) = await store.keys()
+        stored = await store.get(digest)
+        assert stored is not None
+        entry = entries.peek(stored.value or b"")
+        assert entry is not None
+        bad = b"\xc1 no entry"
+        if change is not None:
+            bad = entries.encode(msgspec.structs.replace(entry, **change))
+        await store.put(digest, bad)
+        gateway.kill("router")
+        await gateway.add("router-2")
+        reply = await learned(gateway, "How deep is that harbour?")
+        assert reply.headers["breakwater-cache"] == "miss"
+        text = render([gateway.metrics.snapshot()]).decode()
+        assert f'kind="semantic",result="skipped_{reason}"' in text
+
+
+async def test_a_row_that_leads_to_another_tenant_s_answer_gives_it_to_nobody() -> None:
+    """Written straight to the index's bucket, under the right name, with another's digest."""
+    async with understanding() as gateway:
+        await learned(gateway, "How deep is the harbour?")
+        await learned(gateway, "Who owns it?", tenant="other")
+        answers = await gateway.bus.store("bw_cache", max_bytes=2**28, evicts=True)
+        foreign = ""
+        for digest in await answers.keys():
+            kept = await answers.get(digest)
+            entry = None if kept is None else entries.peek(kept.value or b"")
+            if entry is not None and entry.tenant == "other":
+                foreign = digest
+        assert foreign
+        rows = await gateway.bus.store("bw_semantic")
+        for key in [key for key in await rows.keys() if key.startswith("e.")]:
+            stored = await rows.get(key)
+            assert stored is not None
+            row = decode_entry(stored.value or b"")
+            if row.tenant == "t":
+                row.digest = foreign
+                await rows.put(key, encode_entry(row))
+        gateway.kill("cache")
+        gateway.scopes["cache"].cancel()
+        await gateway.add("cache-2")
+        await asyncio.sleep(20)
+        reply = await learned(gateway, "How deep is that harbour?")
+        assert reply.headers["breakwater-cache"] == "miss"
+        text = render([gateway.metrics.snapshot()]).decode()
+        assert 'kind="semantic",result="foreign"' in text
+
+
+async def test_a_poisoned_value_is_no_stale_answer_either() -> None:
+    policy = CachePolicy(exact_s=60.0, stale_if_error_s=6_000.0)
+    rungs = (Rung("stale"), Rung("error"))
+    async with stage(cached(policy, ladder=rungs)) as gateway:
+        await answered(gateway)
+        await asyncio.sleep(1)
+        gateway.wall.add(120)
+        store = await gateway.bus.store("bw_cache", max_bytes=2**28, evicts=True)
+        (digest,) = await store.keys()
+        stored = await store.get(digest)
+        assert stored is not None
+        entry = entries.peek(stored.value or b"")
+        assert entry is not None
+        await store.put(digest, entries.encode(msgspec.structs.replace(entry, tenant="evil")))
+        gateway.kill("router")
+        await gateway.add("router-2")
+        caller = gateway.ask(headers={"breakwater-timeout": "1s"}, **COLD)
+        (await gateway.provider.next_call()).reply(400, b'{"error":{"message":"no"}}')
+        reply = await caller.reply()
+        assert reply.headers["breakwater-rung"] == "error"
+        text = render([gateway.metrics.snapshot()]).decode()
+        assert 'kind="exact",result="skipped_tenant"' in text
 
 
 async def test_without_the_owner_of_meanings_requests_go_on_as_misses_at_once() -> None:

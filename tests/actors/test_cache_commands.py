@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from breakwater_gateway.cli import cache_commands
+from breakwater_gateway.cli import cache_vectors
 from breakwater_gateway.cli.cache_commands import cache
 
 PAIRS = [
@@ -26,7 +26,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for text in texts
         ]
 
-    monkeypatch.setattr(cache_commands, "vectors_of", vectors_of)
+    monkeypatch.setattr(cache_vectors, "vectors_of", vectors_of)
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(map(json.dumps, PAIRS)))
     return file
@@ -55,6 +55,45 @@ def test_a_threshold_looser_than_the_certified_one_fails(
     assert said["too_loose"] == ({"m": 0.69} if code else {})
 
 
+def test_a_certificate_names_its_embedder_and_says_nothing_of_another_s_thresholds(
+    pairs: Path, tmp_path: Path
+) -> None:
+    judged = ["calibrate", str(pairs), "--config", config(tmp_path, "0.69"), "--json"]
+    for arguments, code, used in (
+        (judged, 1, "local:minilm"),
+        ([*judged, "--local"], 1, "local:minilm"),
+        ([*judged, "--embedder", "/some/folder"], 1, "local:/some/folder"),
+        (["calibrate", str(pairs), "--json"], 0, "local:minilm"),
+    ):
+        result = CliRunner().invoke(cache, arguments)
+        assert result.exit_code == code, result.output
+        said = json.loads(result.stdout)
+        assert said["embedder"] == used
+        other = used != "local:minilm"
+        assert said["too_loose"] == ({} if other or code == 0 else {"m": 0.69})
+        assert ("says nothing of its thresholds" in result.stderr) == other
+
+
+def test_a_model_of_the_gateway_s_that_is_configured_is_never_replaced_in_silence(
+    pairs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "breakwater.yaml"
+    file.write_text(
+        "models:\n  m:\n    deployments: [{model: openai/gpt-4o, api_key: []}]\n"
+        "    cache: {semantic: {threshold: 0.95}}\n"
+        "  vectors: {deployments: [{model: openai/text-embedding-3-small, api_key: []}]}\n"
+        "embeddings: {model: vectors}\n"
+    )
+    judged = ["calibrate", str(pairs), "--config", str(file), "--nats", "nats://127.0.0.1:1"]
+    result = CliRunner().invoke(cache, judged)
+    assert result.exit_code == 4
+    assert "embeds with the gateway's model 'vectors'" in result.output
+    assert "--local" in result.output
+    result = CliRunner().invoke(cache, [*judged, "--local", "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["configured_embedder"] == "model:vectors"
+
+
 def test_the_table_and_the_plot(pairs: Path, tmp_path: Path) -> None:
     plot = tmp_path / "p.png"
     result = CliRunner().invoke(cache, ["calibrate", str(pairs), "--plot", str(plot)])
@@ -70,6 +109,14 @@ def test_the_table_and_the_plot(pairs: Path, tmp_path: Path) -> None:
         (["calibrate"], 2, "give either PAIRS.jsonl or --live"),
         (["calibrate", "x.jsonl", "--live"], 2, "give either PAIRS.jsonl or --live"),
         (["calibrate", "missing.jsonl"], 2, "cannot read missing.jsonl"),
+        (["calibrate", "--live", "--local"], 2, "give one of --local, --embedder and --live"),
+        (["calibrate", "--live", "--nats", "nats://127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["inspect", "e" + "0" * 64, "--nats", "nats://127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["inspect"], 2, "give either an ID or --request FILE"),
+        (["inspect", "x", "--request", "y"], 2, "give either an ID or --request FILE"),
+        (["inspect", "x", "--user", "ann"], 2, "belong to --request"),
+        (["inspect", "--request", "missing.json"], 2, "cannot read missing.json"),
+        (["purge", "--all", "--id", "x"], 2, "name what to forget"),
         (["purge"], 2, "name what to forget"),
         (["purge", "--all", "--tenant", "t"], 2, "name what to forget"),
         (["stats", "--nats", "nats://127.0.0.1:1"], 4, "127.0.0.1:1"),

@@ -73,9 +73,14 @@ async def ask_owners(
 
 
 def on_bus(
-    work: "Callable[[Bus], Awaitable[int]]", nats_url: str, creds: str | None, *, as_json: bool
+    work: "Callable[[Bus], Awaitable[int]]",
+    nats_url: str,
+    creds: str | None,
+    *,
+    as_json: bool,
+    mend: str = "",
 ) -> int:
-    """What `work` ends with; a bus that fails ends the command."""
+    """What `work` ends with; a bus that fails, or has nobody who answers, ends the command."""
     import asyncio
 
     from breakwater_gateway.runtime.bus import BusError
@@ -96,4 +101,5 @@ def on_bus(
     try:
         return asyncio.run(go())
     except BusError as error:
-        output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
+        message = f"{error}; {mend}" if mend else str(error)
+        output.fail(message, code=output.UNREACHABLE, as_json=as_json)

@@ -172,6 +172,11 @@ class Embeddings(Struct, frozen=True):
     local: str = ""
     """`minilm`, or a folder with `model.safetensors` and `tokenizer.json` of the same architecture."""
 
+    @property
+    def id(self) -> str:
+        """What vectors, labels and certificates say that they are of."""
+        return f"model:{self.model}" if self.model else f"local:{self.local}"
+
 
 class OnContextLength(Struct, frozen=True):
     """What becomes of a prompt that does not fit: shortened, asked of a larger model, or refused."""
