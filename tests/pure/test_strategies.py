@@ -449,6 +449,6 @@ def test_nobody_who_was_left_out_is_ever_called(
     assert first is None or first.deployment in well
     if first is not None:
         assert first.deployment in targets.considered.ids
-        for each in targets.considered.skipped:
+        for left in targets.considered.skipped:
             # A healthy one is only ever left for later.
-            assert (each.deployment in well) == (each.reason in {"order", "weight"})
+            assert (left.deployment in well) == (left.reason in {"order", "weight"})
