@@ -159,6 +159,10 @@ def cut_failure(reason: str) -> f.Failure:
             return f.TotalTimeout(
                 said + "the deadline passed; raise timeouts.total or breakwater-timeout"
             )
+        case "malformed_tool_call":
+            return f.MalformedToolCall(
+                said + "the model called a tool with arguments that are no JSON object; ask again"
+            )
         case "worker_lost":
             return f.StreamCut(said + "the worker that was streaming it is gone; ask again")
         case _:

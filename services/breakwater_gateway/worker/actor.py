@@ -331,6 +331,7 @@ class Worker(Actor):
                 limit=self.config.limits.answer_bytes,
                 refuse_dropped=work.refuse_dropped,
                 continues=work.continues,
+                now=int(self.context.clock.wall()),
             )
         )
         if isinstance(exchange, f.Failure):

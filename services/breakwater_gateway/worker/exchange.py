@@ -209,8 +209,11 @@ class Translated:
         caller: CallerDialect,
         model: str,
         request: neutral.Request,
+        now: int = 0,
     ) -> None:
+        """`now`: Unix seconds, for providers that do not say when they answered."""
         self.call = call
+        self._now = now
         self.usage: Usage | None = None
         self.spoke = False
         self.said = self.pieces = 0
@@ -233,7 +236,10 @@ class Translated:
         if isinstance(mended, f.MalformedToolCall):
             return mended
         self.usage = answer.usage
-        body = self._caller.encode_answer(mended.answer, self._model)
+        told = mended.answer
+        if not told.created:
+            told = msgspec.structs.replace(told, created=self._now)
+        body = self._caller.encode_answer(told, self._model)
         return Whole(body, answer.usage, mended.repaired, _is_filtered(answer))
 
     def feed(self, data: bytes) -> Read:
@@ -282,6 +288,8 @@ class Translated:
                 break
             if isinstance(event, neutral.UsageKnown):
                 self.usage = event.usage
+            elif isinstance(event, neutral.Began) and not event.created:
+                event = msgspec.structs.replace(event, created=self._now)  # noqa: PLW2901
             elif isinstance(event, neutral.Finished):
                 self.whole = True
                 self.filtered = self.filtered or event.finish == "content_filter"
@@ -348,6 +356,7 @@ class NativeStream:
         self._parser = SseParser(limit)
         self._decoder = dialect.stream_decoder()
         self._held: list[bytes] = []
+        self._done = False
 
     def answer(self, body: bytes) -> Whole | f.Failure:
         answer = self._dialect.decode_answer(body)
@@ -371,6 +380,10 @@ class NativeStream:
     def end(self) -> Read:
         read = self._read([], self._decoder.end())
         read.ended = True
+        last = _LAST_WORDS.get(self._dialect.name)
+        if last is not None and self.whole and not self._done and read.failure is None:
+            # The provider closed the connection after the finish instead of saying it.
+            read.lines.append(last)
         return read
 
     def _read(self, lines: list[bytes], events: list[neutral.StreamEvent]) -> Read:
@@ -398,7 +411,8 @@ class NativeStream:
             lines = self._held + lines
             self._held = []
         # As for the other exchanges the last word is the end: a host may leave the connection open.
-        return Read(lines, ended=any(isinstance(event, neutral.Done) for event in events))
+        self._done = any(isinstance(event, neutral.Done) for event in events)
+        return Read(lines, ended=self._done)
 
 
 class TranslatedEmbeddings:
@@ -450,6 +464,8 @@ class Asked(Struct, frozen=True):
     """Bytes of one event of a stream."""
     refuse_dropped: bool = False
     """Refuse what the provider cannot express, instead of reporting it as dropped."""
+    now: int = 0
+    """Unix seconds."""
     continues: bytes = b""
     """What the caller has of the answer already: lines of its dialect."""
 
@@ -467,6 +483,8 @@ _OWN_WIRE: Final[Mapping[str, Wire]] = {
     "gemini": "gemini",
 }
 """A caller's dialect -> the wire whose decoder reads what was written in it."""
+_LAST_WORDS: Final[Mapping[str, bytes]] = {"anthropic": b'{"type":"message_stop"}'}
+"""Of dialects whose streams say more after their finish: without it callers take them for broken off."""
 _HOT: Final = frozenset({"openai"})
 """Hosts that take OpenAI's bodies as callers write them; Azure and Mistral differ in fields."""
 
@@ -522,7 +540,14 @@ def _dialects(asked: Asked) -> Exchange | f.Failure:
         return NativeStream(
             call, dialect=provider, caller=caller, model=asked.model, limit=asked.limit
         )
-    return Translated(call, provider=provider, caller=caller, model=asked.model, request=request)
+    return Translated(
+        call,
+        provider=provider,
+        caller=caller,
+        model=asked.model,
+        request=request,
+        now=asked.now,
+    )
 
 
 def _continued(asked: Asked) -> Exchange | f.Failure:
