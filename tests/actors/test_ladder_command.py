@@ -14,6 +14,7 @@ models:
     deployments:
       - {model: openai/gpt-4o, api_key: env:NOT_THERE}
       - {model: anthropic/claude-sonnet-4-5, api_key: env:NOT_THERE}
+    retry: {max_cost: 0.0001}  # a trial costs nothing
     ladder: [cache, simple_model:fast, static, error]
   fast:
     deployments: [{model: openai/gpt-4o-mini, api_key: env:NOT_THERE}]

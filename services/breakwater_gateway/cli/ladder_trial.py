@@ -270,7 +270,8 @@ def _deployments(config: Config, name: str) -> tuple[Deployment, ...]:
 
 
 def _scripted(config: Config) -> Config:
-    """The same models, deployments and policies; of the hosts only that they are there."""
+    """The same models, deployments and policies; of the hosts only that they are there, and nothing that it
+    costs."""
     numbers = iter(range(10**9))
     return structs.replace(
         config,
@@ -278,7 +279,9 @@ def _scripted(config: Config) -> Config:
         rate_limits=(),
         models={
             name: structs.replace(
-                model, deployments=tuple(_host(each, numbers) for each in model.deployments)
+                model,
+                deployments=tuple(_host(each, numbers) for each in model.deployments),
+                retry=structs.replace(model.retry, max_cost_nano_usd=None),
             )
             for name, model in config.models.items()
         },
