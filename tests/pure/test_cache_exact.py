@@ -51,7 +51,7 @@ def test_memory_stays_within_its_bytes_whatever_is_put_in() -> None:
 
 
 def test_what_is_asked_for_often_and_cost_much_outlives_what_did_not() -> None:
-    exact = Exact(100 * (OVERHEAD + 2_000))
+    exact = Exact(100 * (OVERHEAD + 3_000))
     exact.put(entry("dear", cost_nano_usd=1_000_000))
     for n in range(1_000):
         exact.put(entry(str(n)))

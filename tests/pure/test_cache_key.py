@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pytest
 from tests.pure.cache_pairs import Asked, differing, request, respelled
 
-from breakwater_gateway.cache.key import MEMO_MAX, Key, Keys, NotCached, head_of
+from breakwater_gateway.cache.key import MEMO_CHARS, MEMO_MAX, Key, Keys, NotCached, head_of
+from breakwater_protocol.cache import TEXT_MAX
 
 PAIRS = 3_000
 """The drill `tests/drills/test_cache_isolation.py` takes 100,000."""
@@ -201,3 +202,14 @@ def test_remembered_keys_are_bounded_and_right() -> None:
     assert len(keys) <= MEMO_MAX
     assert keys.of(place, bodies[0], api="chat") in found
     assert keys.of(place + b"x", bodies[0], api="chat") not in found
+
+
+def test_long_questions_are_remembered_up_to_a_bound_and_none_of_them_whole() -> None:
+    keys, head = Keys(), Asked("chat", {}).place
+    place = head_of(api="chat", **head)
+    for number in range(2_000):
+        turn = {"role": "user", "content": f"{number} " + "x" * 20_000}
+        found = keys.of(place, json.dumps({**CHAT, "messages": [turn]}).encode(), api="chat")
+        assert isinstance(found, Key)
+        assert len(found.text) == TEXT_MAX + 1
+    assert len(keys) <= MEMO_CHARS // TEXT_MAX + 2

@@ -38,8 +38,8 @@ class Held:
         self.kept_until = entry.stored_at + entry.kept_s
         self.hits = 0
         self.place = place
-        # Twice: templates are cut from copies.
-        self.size = OVERHEAD + 2 * len(entry.payload) + len(entry.usage_line)
+        # Thrice: templates, two at most, are cut from copies.
+        self.size = OVERHEAD + 3 * len(entry.payload) + len(entry.usage_line)
         self.templates: dict[tuple[bool, bool], Template] = {}
         self.worth = 0.0
 

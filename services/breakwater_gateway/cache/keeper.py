@@ -5,13 +5,14 @@ keep, what to forget and which label that makes. Bounded everywhere: entries in 
 """
 
 import hashlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from msgspec import Struct, structs
 
 from breakwater_gateway.cache.decision import LABEL_FLOOR, decide, stricter
+from breakwater_gateway.cache.recent import Recent
 from breakwater_gateway.cache.semantic import (
     Entry,
     Found,
@@ -41,17 +42,16 @@ from breakwater_protocol.cache import (
 from breakwater_protocol.events import CacheChanged
 
 SERVED_MAX: Final = 65_536
-"""Hits that feedback may name; older ones are unknown."""
+SERVED_BYTES: Final = 32 * 1024 * 1024
+"""Of hits that feedback may name; older ones are unknown."""
 PENDING_MAX: Final = 16_384
-"""Misses whose fresh answer would make a label."""
+PENDING_BYTES: Final = 16 * 1024 * 1024
+"""Of misses whose fresh answer would make a label."""
 LABELS_MAX: Final = 1_000
 """Labels that a shard keeps, the last ones."""
 COMPARED_MAX: Final = 1_000
 """Characters of an answer that are kept to compare it with others."""
 PARTITIONS_SHOWN: Final = 20
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class Served(Struct, frozen=True):
@@ -90,8 +90,10 @@ class Keeper:
         self._config = config
         self.embedder = embedder
         self.index = Index(config.limits.cache_index_bytes)
-        self.served: OrderedDict[str, Served] = OrderedDict()
-        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self.served: Recent[str, Served] = Recent(
+            SERVED_MAX, SERVED_BYTES, lambda _, served: 2 * len(served.text)
+        )
+        self._pending: Recent[str, _Pending] = Recent(PENDING_MAX, PENDING_BYTES, _size_of)
         self._labels: dict[str, deque[Label]] = {}
         self._certifiers: dict[str, Certifier] = {}
         self._certified: dict[str, float | None] = {}
@@ -162,7 +164,7 @@ class Keeper:
                 score=decision.score,
                 query=asked.digest,
             )
-            _remember(self.served, id_, served, SERVED_MAX)
+            self.served.put(id_, served)
             return Hit(
                 cache_id=id_,
                 digest=entry.digest,
@@ -189,7 +191,7 @@ class Keeper:
             embedder=self.embedder,
         )
         pending = _Pending(entry.id, entry.answer, entry.answer_vector, label)
-        _remember(self._pending, id_, pending, PENDING_MAX)
+        self._pending.put(id_, pending)
         return Miss(miss.reason, best.similarity, id_)
 
     # --- answers --------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ class Keeper:
     def _label_of(
         self, fresh: Store, answer: str, vector: Vector | None, now: float
     ) -> Label | None:
-        pending = self._pending.pop(fresh.label, None) if fresh.label else None
+        pending = self._pending.pop(fresh.label) if fresh.label else None
         if pending is None or pending.label.b != fresh.text:
             return None
         if pending.label.tenant != fresh.tenant:
@@ -308,7 +310,7 @@ class Keeper:
             embedder=self.embedder,
         )
         # One word of a caller on one hit.
-        del self.served[said.id]
+        self.served.pop(said.id)
         return changes
 
     def fold(
@@ -472,10 +474,10 @@ def entry_id(tenant: str, partition: str, text: str) -> str:
     return hashlib.blake2b(parts, digest_size=16).hexdigest()
 
 
-def _remember(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    kept[key] = value
-    if len(kept) > most:
-        kept.popitem(last=False)
+def _size_of(_: str, pending: _Pending) -> int:
+    label = pending.label
+    texts = len(pending.answer) + len(label.a) + len(label.b)
+    return 2 * texts + len(pending.answer_vector)
 
 
 def _label_event(label: Label, partition: str, source: str) -> CacheChanged:

@@ -20,8 +20,12 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from breakwater_protocol.cache import TEXT_MAX
+
 VERSION: Final = "bw1"
 MEMO_MAX: Final = 8_192
+MEMO_CHARS: Final = 2 * 1024 * 1024
+"""Of the texts in them."""
 """Bodies whose key is remembered, by their hash."""
 
 _CHAT_OUTSIDE: Final = (
@@ -105,7 +109,8 @@ class Key(Struct, frozen=True):
     """As asked; None: the provider's default, which is 1 everywhere."""
     tools: bool
     text: str
-    """The last user turn, where it is text alone; else empty."""
+    """The last user turn, where it is text alone; else empty. Cut where it is longer than any that is looked
+    up by its meaning."""
     once: bool = False
     """Of a caller's request id, not of its question: only for that request sent again."""
 
@@ -180,10 +185,11 @@ def head_of(
 class Keys:
     """Makes keys, and remembers those of the bodies it saw last."""
 
-    __slots__ = ("_memo",)
+    __slots__ = ("_chars", "_memo")
 
     def __init__(self) -> None:
         self._memo: dict[bytes, Key | NotCached] = {}
+        self._chars = 0
 
     def __len__(self) -> int:
         return len(self._memo)
@@ -194,12 +200,20 @@ class Keys:
         name = hashed.digest()
         found = self._memo.get(name)
         if found is None:
-            if len(self._memo) >= MEMO_MAX:
-                # The older half goes: no bookkeeping while requests repeat.
-                for old in list(self._memo)[: MEMO_MAX // 2]:
-                    del self._memo[old]
+            if len(self._memo) >= MEMO_MAX or self._chars > MEMO_CHARS:
+                self._forget_half()
             found = self._memo[name] = key_of(head, body, api=api)
+            self._chars += _chars(found)
         return found
+
+    def _forget_half(self) -> None:
+        """The older one: no bookkeeping while requests repeat."""
+        for old in list(self._memo)[: (len(self._memo) + 1) // 2]:
+            self._chars -= _chars(self._memo.pop(old))
+
+
+def _chars(key: Key | NotCached) -> int:
+    return len(key.text) if isinstance(key, Key) else 0
 
 
 def key_of(head: bytes, body: bytes, *, api: str) -> Key | NotCached:
@@ -232,7 +246,7 @@ def key_of(head: bytes, body: bytes, *, api: str) -> Key | NotCached:
         take_out()
         partition = _hash(b"partition" + head, fields)
     tools = bool(fields.get("tools") or fields.get("functions"))
-    return Key(digest, partition, temperature, tools, text)
+    return Key(digest, partition, temperature, tools, text[: TEXT_MAX + 1])
 
 
 def _has_repeated(body: bytes, again: bytes) -> bool:

@@ -82,6 +82,7 @@ REASONS: Final[dict[str, Words]] = {
         "start one: `breakwater run cache`; it needs `embeddings` in the configuration",
     ),
     "late": Words("the owner did not answer in time"),
+    "silent": Words("the owner did not answer the last lookups, and is asked once a second"),
     "malformed": Words("the owner's answer could not be read", "run the same version everywhere"),
     "gone": Words("the near question's answer is not kept any more, or is not to be served"),
     "foreign": Words("the near question's key leads to an answer of another partition"),

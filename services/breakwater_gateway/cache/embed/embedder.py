@@ -1,16 +1,19 @@
 """Who turns texts into vectors, as the cache's actor sees it: at once from memory, later, or not at all."""
 
-from collections import OrderedDict
 from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from breakwater_gateway.cache.recent import Recent
+
 Vector = NDArray[np.float32]
 NoVector = Literal["too_long", "no_embedding"]
 
 REMEMBERED: Final = 8_192
-"""Texts whose vectors are kept: 12 MB at 384 dimensions."""
+"""Texts whose vectors are kept …"""
+REMEMBERED_BYTES: Final = 24 * 1024 * 1024
+"""… as far as they have room: all of them at 384 dimensions, less than half at 1536."""
 
 
 class Embedder(Protocol):
@@ -33,17 +36,12 @@ class Remembered:
     """The vectors of the texts that were last embedded, by tenant: who asked is told nothing by the time."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
-        self._size = size
-        self._vectors: OrderedDict[tuple[str, str], Vector] = OrderedDict()
+        self._vectors: Recent[tuple[str, str], Vector] = Recent(
+            size, REMEMBERED_BYTES, lambda place, vector: 2 * len(place[1]) + vector.nbytes
+        )
 
     def get(self, tenant: str, text: str) -> Vector | None:
-        found = self._vectors.get((tenant, text))
-        if found is not None:
-            self._vectors.move_to_end((tenant, text))
-        return found
+        return self._vectors.use((tenant, text))
 
     def put(self, tenant: str, text: str, vector: Vector) -> None:
-        self._vectors[tenant, text] = vector
-        self._vectors.move_to_end((tenant, text))
-        if len(self._vectors) > self._size:
-            self._vectors.popitem(last=False)
+        self._vectors.put((tenant, text), vector)
