@@ -56,6 +56,26 @@ def test_check_of_a_good_file_says_so_and_warns_of_missing_keys(good: str) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ("ladder: [cache]", ""),
+        ("ladder: [stale], cache: {stale_if_error: 1d}", ""),
+        ("ladder: [cache], cache: {exact: off}", "its rungs of kept answers find none"),
+        ("ladder: [stale]", "the rung stale finds nothing; give it cache.stale_if_error"),
+        ("cache: {exact: off, stale_if_error: 1d}", "cache.stale_if_error keeps nothing"),
+    ],
+)
+def test_check_warns_of_rungs_that_find_nothing(tmp_path: Path, settings: str, warned: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"models: {{a: {{{settings}, deployments: [{{model: openai/x, api_key: []}}]}}}}"
+    )
+    found = json.loads(run("check", str(path), "--json").stdout)["warnings"]
+    assert len(found) == bool(warned)
+    assert warned in "".join(found)
+
+
 def test_check_warns_of_unknown_prices_where_the_price_decides(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     deployments = (

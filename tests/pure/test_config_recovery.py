@@ -81,6 +81,20 @@ def test_a_summary_is_written_by_the_ladder_s_simple_model_unless_another_is_nam
             ),
         ),
         (
+            {"ladder": "[cahce]"},
+            (
+                "f:4: models.a.ladder[0]: expected a rung: primary, cache, stale, simple_model:<model>,"
+                ' static or error, not "cahce"; did you mean "cache"?'
+            ),
+        ),
+        (
+            {"on_content_filter": "modle:b"},
+            (
+                "f:4: models.a.on_content_filter: expected next, model:<model> or fail, not"
+                ' "modle:b"; did you mean "model:b"?'
+            ),
+        ),
+        (
             {"ladder": "[simple_model:a]"},
             'f:4: models.a.ladder: "a" -> "a" is a loop: a request would never leave it',
         ),

@@ -345,3 +345,12 @@ def test_the_loader_and_the_schema_agree_on_any_change(tree: object) -> None:
 def test_the_loader_and_the_schema_agree_on_whole_numbers(number: int, key: str) -> None:
     tree = {"models": {"a": {"deployments": [{**DEPLOYMENT, key: number}]}}}
     assert loader_takes(tree) == VALIDATOR.is_valid(tree)
+
+
+@pytest.mark.parametrize("priority", ["criticality", "a batch", "uninteractive"])
+def test_a_word_within_another_is_refused_by_both(priority: str) -> None:
+    route = {"when": {"priority": priority}, "to": "b"}
+    plain = {"deployments": [{"model": "openai/x"}]}
+    tree = {"models": {"a": {**plain, "routes": [route]}, "b": plain}}
+    assert not VALIDATOR.is_valid(tree)
+    assert not loader_takes(tree)

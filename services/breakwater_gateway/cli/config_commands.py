@@ -96,7 +96,7 @@ def _check(file: str, *, as_json: bool) -> None:
             raise SystemExit(EXIT_MISTAKES) from None
         _fail(error)
     warnings = [str(each) for each in missing_keys(config, os.environ, readable=readable)]
-    warnings += _unpriced(config)
+    warnings += [*_unpriced(config), *_in_vain(config)]
     if as_json:
         click.echo(json.dumps(_report(file, warnings=warnings)))
         return
@@ -124,6 +124,21 @@ def _unpriced(config: "Config") -> list[str]:
         and not each.model.endswith("*")
         and shipped().price_of(each.provider, each.model, now) is None
     ]
+
+
+def _in_vain(config: "Config") -> list[str]:
+    """Rungs of a ladder that will find nothing, and answers that are kept for no rung."""
+    found: list[str] = []
+    for name, model in config.models.items():
+        rungs = {rung.kind for rung in model.ladder}
+        keeps = model.cache.exact_s > 0 or model.cache.semantic is not None
+        if not keeps and rungs & {"cache", "stale"}:
+            found.append(f"{name}: cache.exact is off, so its rungs of kept answers find none")
+        elif "stale" in rungs and not model.cache.stale_if_error_s:
+            found.append(f"{name}: the rung stale finds nothing; give it cache.stale_if_error")
+        if not keeps and model.cache.stale_if_error_s:
+            found.append(f"{name}: cache.stale_if_error keeps nothing, since cache.exact is off")
+    return found
 
 
 def _show_file(file: str, *, as_json: bool) -> None:

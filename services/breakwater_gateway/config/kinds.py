@@ -94,6 +94,8 @@ class Text(Struct, frozen=True):
     max_length: int = 512
     worded: bool = False
     """The pattern takes no number and no `true`: what is unquoted is text for JSON too."""
+    words: tuple[str, ...] = ()
+    """Of which one was probably meant; what stands after a colon is a name."""
 
     def read(self, node: Node, path: Path, report: Report) -> str | None:
         text = _text(node, self.expected, path, report)
@@ -104,13 +106,18 @@ class Text(Struct, frozen=True):
             report.add(path, node.line, node.column, f"{message}; this has {len(text)}")
             return None
         if not re.fullmatch(self.pattern, text):
-            _unexpected(node, self.expected, shown(text), path, report)
+            found = shown(text)
+            word, colon, name = text.partition(":")
+            close = report.nearest(word, self.words) if self.words else ""
+            if close not in {"", word}:
+                found += f"; did you mean {shown(close + colon + name)}?"
+            _unexpected(node, self.expected, found, path, report)
             return None
         return text
 
     def schema(self) -> JsonSchema:
         type_ = "string" if self.worded else _AS_TEXT
-        return {"type": type_, "pattern": f"^{self.pattern}$", "maxLength": self.max_length}
+        return {"type": type_, "pattern": f"^(?:{self.pattern})$", "maxLength": self.max_length}
 
 
 class Prose(Struct, frozen=True):

@@ -243,13 +243,20 @@ ON_CONTEXT_LENGTH: Final = Key(
         rf"(?:truncate|summarize(?::{_NAME})?|model:{_NAME}|fail)",
         NAME_MAX,
         worded=True,
+        words=("truncate", "summarize", "model", "fail"),
     ),
     "A prompt that does not fit: drop the oldest turns, have a model sum them up, ask a larger model,"
     " or fail; summarize alone takes the ladder's simple model. Default fail.",
 )
 ON_CONTENT_FILTER: Final = Key(
     "on_content_filter",
-    Text("next, model:<model> or fail", rf"(?:next|model:{_NAME}|fail)", NAME_MAX, worded=True),
+    Text(
+        "next, model:<model> or fail",
+        rf"(?:next|model:{_NAME}|fail)",
+        NAME_MAX,
+        worded=True,
+        words=("next", "model", "fail"),
+    ),
     "What a provider's safety system refused: ask the next deployment, another model, or fail;"
     " default fail.",
 )
@@ -275,6 +282,7 @@ LADDER: Final = Key(
             rf"(?:primary|cache|stale|simple_model:{_NAME}|static|error)",
             NAME_MAX,
             worded=True,
+            words=("primary", "cache", "stale", "simple_model", "static", "error"),
         ),
         "a list of rungs",
         1,
