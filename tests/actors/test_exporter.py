@@ -20,7 +20,7 @@ from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.config import codec
 from breakwater_gateway.config.model import CachePolicy, Config, KeyRef, Rung, Telemetry
-from breakwater_gateway.exporter.actor import BUCKET, KEY, Cursor
+from breakwater_gateway.exporter.cursor import BUCKET, KEY, Cursor
 from breakwater_gateway.runtime.bus import Stored
 from breakwater_gateway.runtime.logs import configure_logging
 from breakwater_gateway.runtime.memory_bus import KeptLog

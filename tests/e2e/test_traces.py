@@ -1,6 +1,7 @@
 """Traces of real processes: `breakwater up`, a provider, and a collector that decodes what it is sent."""
 
 import gzip
+import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from tests.e2e.processes import (
     environment,
     fleet,
     free_port,
+    once,
     until,
 )
 
@@ -241,3 +243,13 @@ def test_an_exporter_of_its_own_is_killed_and_replaced(
         )
         ids = [span.span_id for n in range(30, 36) for span in collector.trace(f"{n:032x}")]
         assert len(set(ids)) == 12
+        status = json.loads(once(tmp_path, "traces", "status", "--json", "--nats", nats_url).stdout)
+        assert (status["behind"], status["held"]) == (0, 0)
+        again = once(tmp_path, "traces", "replay", "--since", "1h", "--json", "--nats", nats_url)
+        assert json.loads(again.stdout)["events"] == status["last"]
+        until(lambda: len(collector.spans) == 24, "all of it was exported again")
+        assert {span.span_id for span in collector.spans} == set(ids)
+    for command in (["status"], ["replay", "--since", "soon"]):
+        done = once(tmp_path, "traces", *command, "--nats", "nats://127.0.0.1:1")
+        assert (done.returncode, done.stdout) == (4 if command == ["status"] else 2, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -20,6 +20,8 @@ from msgspec import Struct
 
 from breakwater_gateway import __version__
 from breakwater_gateway.config.model import Config, KeyRef
+from breakwater_gateway.exporter import cursor as cursors
+from breakwater_gateway.exporter.cursor import BUCKET, KEY, STREAM, Cursor
 from breakwater_gateway.exporter.gather import Gather
 from breakwater_gateway.exporter.spans import Span, Value
 from breakwater_gateway.runtime.actor import Actor, Context
@@ -36,9 +38,6 @@ from breakwater_gateway.runtime.leading import Lease
 if TYPE_CHECKING:
     from breakwater_gateway.exporter import otlp
 
-STREAM: Final = "EVT"
-BUCKET: Final = "bw_export"
-KEY: Final = "traces"
 LEASE_KEY: Final = "exporter"
 LEASE_S: Final = 10
 RENEW_S: Final = 3.0
@@ -59,22 +58,10 @@ SETTLE_S: Final = 0.1
 """For the stream to have what was published last."""
 
 
-class Cursor(Struct, frozen=True):
-    """How far the stream is exported."""
-
-    after: int
-    """Reading goes on behind this sequence: calls whose request has not ended are read again."""
-    done: int
-    """What events up to this one made was sent."""
-
-
 class _Destination(Struct, frozen=True):
     url: str
     headers: dict[str, str]
     resource: dict[str, Value]
-
-
-_CURSOR: Final = msgspec.json.Decoder(Cursor)
 
 
 class Exporter(Actor):
@@ -309,7 +296,7 @@ class Exporter(Actor):
         if entry is not None and entry.value is not None:
             self._revision = entry.revision
             try:
-                cursor = _CURSOR.decode(entry.value)
+                cursor = cursors.decode(entry.value)
             except msgspec.MsgspecError as error:
                 self._log.warning("export_cursor_unreadable", error=str(error)[:200])
         if cursor.done > end:
@@ -361,7 +348,7 @@ class Exporter(Actor):
             return False
         needed = gather.needed
         after = self._read if needed is None else min(self._read, needed - 1)
-        value = msgspec.json.encode(Cursor(after, self._done))
+        value = cursors.encode(Cursor(after, self._done))
         try:
             if self._revision:
                 self._revision = await self._store.update(KEY, value, revision=self._revision)
