@@ -278,3 +278,20 @@ def test_a_worker_alone_ends_well(tmp_path: Path, nats_server: Callable[..., Nat
         assert isinstance(worker, Process)
         until(lambda: "actor_started" in worker.stderr or not worker.running, "it serves")
         worker.end()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["budget", "show"], ["breaker", "list"], ["keys", "list"], ["cache", "stats"]),
+        *(["traces", "status"], ["models"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_that_reaches_no_nats_says_so_in_one_line(
+    tmp_path: Path, command: list[str]
+) -> None:
+    done = start(tmp_path, *command, "--nats", "nats://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (4, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "127.0.0.1:1" in line

@@ -41,7 +41,7 @@ async def revisions(gateway: Gateway, wanted: int) -> dict[str, int]:
     try:
         heard = await client.subscribe(SUBJECTS.heartbeat.any())
         found: dict[str, int] = {}
-        while len(found) < 6 or set(found.values()) != {wanted}:
+        while len(found) < 7 or set(found.values()) != {wanted}:
             beat: Heartbeat = SUBJECTS.heartbeat.decode((await heard.next_msg(PATIENCE_S)).data)
             found[beat.actor] = beat.config_revision
     finally:
@@ -54,7 +54,7 @@ async def test_a_saved_change_is_live_everywhere_and_a_bad_one_keeps_the_last(
 ) -> None:
     text = own.config_path.read_text()
     assert set(await revisions(own, 1)) == {
-        *("edge", "router", "worker", "health", "ledger", "cache")
+        *("edge", "router", "worker", "health", "ledger", "cache", "exporter")
     }
     assert asked(own, "added") == 404
 

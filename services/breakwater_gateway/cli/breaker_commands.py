@@ -129,7 +129,11 @@ async def _ask(
 
     subject = Subjects(root).breaker
     bus = await connect_nats(
-        nats_url, name="cli/breaker", role="cli", creds=Path(creds) if creds else None
+        nats_url,
+        name="cli/breaker",
+        role="cli",
+        creds=Path(creds) if creds else None,
+        log=reach.quiet(),
     )
     until = time.monotonic() + PATIENCE_S
     try:

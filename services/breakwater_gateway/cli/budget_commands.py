@@ -383,7 +383,11 @@ def _run(work: Work, nats_url: str, creds: str | None, *, as_json: bool) -> None
         with _failing(as_json=as_json):
             try:
                 bus = await connect_nats(
-                    nats_url, name="budget", role="budget", creds=Path(creds) if creds else None
+                    nats_url,
+                    name="budget",
+                    role="budget",
+                    creds=Path(creds) if creds else None,
+                    log=reach.quiet(),
                 )
             except BusUnreachable as error:
                 output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)

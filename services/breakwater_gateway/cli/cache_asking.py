@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 
 if TYPE_CHECKING:
     from breakwater_gateway.runtime.bus import Bus
@@ -92,6 +92,7 @@ def on_bus(
             name=f"cli/{os.getpid()}",
             role="cli",
             creds=Path(creds) if creds else None,
+            log=reach.quiet(),
         )
         try:
             return await work(bus)

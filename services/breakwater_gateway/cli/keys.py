@@ -224,7 +224,11 @@ def _run(
     async def go() -> int:
         try:
             bus = await connect_nats(
-                nats_url, name="cli/keys", role="cli", creds=Path(creds) if creds else None
+                nats_url,
+                name="cli/keys",
+                role="cli",
+                creds=Path(creds) if creds else None,
+                log=reach.quiet(),
             )
             try:
                 return await work(await bus.store(BUCKET))

@@ -1,5 +1,6 @@
 """`breakwater config …`, wired to the live bucket."""
 
+from breakwater_gateway.cli import reach
 from breakwater_gateway.cli.config_commands import Unavailable, config_commands
 
 
@@ -10,7 +11,7 @@ async def fetch_live(nats_url: str) -> bytes:
     from breakwater_gateway.runtime.service import BUCKET, HISTORY, KEY
 
     try:
-        bus = await connect_nats(nats_url, name="cli/config", role="cli")
+        bus = await connect_nats(nats_url, name="cli/config", role="cli", log=reach.quiet())
         try:
             entry = await (await bus.store(BUCKET, history=HISTORY)).get(KEY)
         finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from breakwater_gateway.cli import output
+from breakwater_gateway.cli import output, reach
 from breakwater_gateway.cli.config_commands import Unavailable
 from breakwater_gateway.cli.live_config import fetch_live
 from breakwater_gateway.cli.route_commands import LISTEN_S, route_commands
@@ -26,7 +26,7 @@ async def look(nats_url: str, as_json: bool) -> "tuple[Config, Targets]":
 
     try:
         config = load_stored(decode_stored(await fetch_live(nats_url)), os.environ)
-        bus = await connect_nats(nats_url, name="cli/route", role="cli")
+        bus = await connect_nats(nats_url, name="cli/route", role="cli", log=reach.quiet())
         targets = Targets(config)
         try:
             await _listen(bus, config, targets)

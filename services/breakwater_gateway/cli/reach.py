@@ -1,8 +1,11 @@
 """The options that say which NATS a command reaches, written once for every command that operates on one."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
+
+if TYPE_CHECKING:
+    from breakwater_gateway.runtime.telemetry import Log
 
 nats: Final = click.option(
     "--nats",
@@ -18,3 +21,11 @@ creds: Final = click.option(
 root: Final = click.option(
     "--root", default="bw.v1", show_default=True, help="Root of all subjects."
 )
+
+
+def quiet() -> "Log":
+    """For a command's connection: what goes wrong is the command's to say, in one sentence of its own."""
+    from breakwater_gateway.runtime.logs import configure_logging, get_log
+
+    configure_logging("console", "error")
+    return get_log()

@@ -163,7 +163,11 @@ def _run(
     async def connected() -> int:
         try:
             bus = await connect_nats(
-                nats_url, name="traces", role="traces", creds=Path(creds) if creds else None
+                nats_url,
+                name="traces",
+                role="traces",
+                creds=Path(creds) if creds else None,
+                log=reach.quiet(),
             )
         except BusUnreachable as error:
             output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
