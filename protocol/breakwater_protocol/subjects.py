@@ -133,6 +133,11 @@ class Subjects:
         self.embeddings = subject(
             "embeddings.{tenant}", msgspec.Raw, "An OpenAI embeddings body; answered on the reply."
         )
+        self.embed = subject(
+            "embed.{tenant}",
+            msgspec.Raw,
+            "As `embeddings`, of an actor or an operator for a tenant: no key is asked for.",
+        )
         self.messages = subject(
             "messages.{tenant}", msgspec.Raw, "An Anthropic Messages body; answered in kind."
         )

@@ -1,13 +1,16 @@
 """A router under `auth: keys`: keys open, bind and end, live."""
 
 import asyncio
+import json
 
 import msgspec
 import pytest
-from tests.actors.stage import ANSWER, Gateway, config, stage
+from msgspec.structs import replace
+from tests.actors.stage import ANSWER, SUBJECTS, Gateway, config, stage
 from tests.virtual_time import VirtualTimeLoop
 
-from breakwater_gateway.config.model import Auth, Config
+from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
+from breakwater_gateway.config.model import Auth, CachePolicy, Config, Embeddings, Semantic
 from breakwater_gateway.identity import issue
 from breakwater_protocol.keys import BUCKET, KeyRecord
 
@@ -70,6 +73,37 @@ async def test_a_key_binds_its_user_and_ends_when_it_is_revoked() -> None:
 
         await keep(gateway, issue.revoked(record, now=0.0))
         assert (await gateway.ask(headers=headers).error())["status"] == 401
+
+
+async def test_the_semantic_cache_embeds_for_a_tenant_whose_key_it_does_not_have() -> None:
+    record, secret = made(models=("m",))
+    settings = keyed(nats="key")
+    plain = settings.models["m"]
+    clever = replace(plain, cache=CachePolicy(semantic=Semantic(shadow=0.0)))
+    vectors = replace(config("e").models["m"], name="vectors")
+    settings = replace(
+        settings,
+        models={"m": clever, "vectors": vectors},
+        embeddings=Embeddings(model="vectors"),
+    )
+    vector = {"data": [{"object": "embedding", "index": 0, "embedding": [1.0, 0.0]}]}
+    async with stage(settings) as gateway:
+        gateway.embedder = ThroughGateway("vectors", gateway.bus, SUBJECTS)
+        await gateway.add("cache")
+        await keep(gateway, record)
+        headers = {"breakwater-key": secret}
+        caller = gateway.ask(headers=headers)
+        call = await gateway.provider.next_call()
+        assert call.deployment == "e"
+        call.reply(200, json.dumps({**vector, "usage": {"prompt_tokens": 3}}).encode())
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-cache"] == "miss"
+        refused = await gateway.ask(api="embeddings", model="vectors", input="x").error()
+        assert refused["status"] == 401
+        foreign = await gateway.ask(
+            api="embeddings", model="vectors", input="x", headers=headers
+        ).error()
+        assert foreign["status"] == 403
 
 
 async def test_a_key_of_ours_is_looked_at_under_open_too() -> None:

@@ -387,7 +387,9 @@ def poison(change: Callable[[Entry], None]) -> bytes:
         (poison(lambda e: setattr(e, "vector", b"abc")), "vector"),
         (poison(lambda e: setattr(e, "embedder", "another")), "embedder"),
         (poison(lambda e: setattr(e, "expires_at", START)), "expired"),
+        (poison(lambda e: setattr(e, "expires_at", float("nan"))), "expired"),
         (poison(lambda e: setattr(e, "id", "0" * 32)), "key"),
+        (poison(lambda e: setattr(e, "answer", "x" * 100_000)), "size"),
         (b"\xc1 not an entry", "malformed"),
     ],
 )
@@ -403,6 +405,10 @@ async def test_what_was_written_straight_to_the_bucket_is_served_only_if_it_is_r
         actor = await here.add(tasks)
         answer = await here.look(HOW)
         assert isinstance(answer, c.Hit) == (not reason)
+        asked = msgspec.json.encode(c.StatsRequest())
+        message = await here.bus.ask(SUBJECTS.cache_stats.at(c.shard_of(P)), asked, timeout_s=1)
+        stats = msgspec.json.decode(message.data, type=c.ShardStats)
+        assert stats.refused == ({reason: 1} if reason else {})
         await actor.stop()
         tasks.cancel_scope.cancel()
 

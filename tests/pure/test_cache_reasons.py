@@ -8,14 +8,12 @@ from breakwater_gateway.cache.decision import Ineligible
 from breakwater_gateway.cache.entry import Poison
 from breakwater_gateway.cache.key import NoKey
 from breakwater_gateway.cli.cache_reasons import REASONS, means, mend
+from breakwater_gateway.router.money import TOO_DEAR, UNPRICED
 from breakwater_protocol.cache import MissReason
 
-CODES = {code for kind in (NoKey, Ineligible, MissReason, Poison) for code in get_args(kind)} | {
-    "miss",
-    "past_its_time",
-    "refresh",
-    "gone",
-    "foreign",
+CODES = {
+    *(code for kind in (NoKey, Ineligible, MissReason, Poison) for code in get_args(kind)),
+    *("miss", "past_its_time", "refresh", "gone", "foreign", TOO_DEAR, UNPRICED),
 }
 
 

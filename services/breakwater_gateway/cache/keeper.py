@@ -356,13 +356,19 @@ class Keeper:
         elif entry.id != entry_id(entry.tenant, entry.partition, entry.text):
             # Moved or written under another name than its own: poisoned.
             reason = "id"
-        elif entry.expires_at <= now:
+        elif len(entry.text) > TEXT_MAX or len(entry.answer) > COMPARED_MAX:
+            reason = "size"
+        elif not entry.expires_at > now:  # NaN is after nothing
             reason = "expired"
         if reason or vector is None:
-            self._of(shard).refuse(reason)
+            self.refuse(shard, reason)
             return reason
         self.index.add(entry, vector)
         return ""
+
+    def refuse(self, shard: str, reason: str) -> None:
+        """A row of the bucket that is not what its key says."""
+        self._of(shard).refuse(reason)
 
     def drop_shard(self, shard: str) -> None:
         """Another owner has it."""

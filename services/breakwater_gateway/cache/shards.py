@@ -167,6 +167,9 @@ class _Shard:
                     loaded += 1
                 else:
                     refused[reason] = refused.get(reason, 0) + 1
+                    self._context.metrics.counter(
+                        "breakwater_cache_semantic_refused_total", reason=reason
+                    ).add()
 
             store = await self._bucket()
             await store.load(f"e.{self.name}", take)
@@ -205,8 +208,10 @@ class _Shard:
         try:
             entry = decode_entry(kept.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError):
+            keeper.refuse(self.name, "malformed")
             return "malformed"
         if kept.key != entry_key(self.name, entry):
+            keeper.refuse(self.name, "key")
             return "key"
         return keeper.load(self.name, entry, now=wall)
 

@@ -4,7 +4,6 @@ Ends with 1 when a configured threshold is looser than the certified one, or whe
 another embedder than the configuration's, so that nothing can be said of its thresholds.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,9 +46,6 @@ FILE_MAX: Final = 256 * 1024 * 1024
 )
 @click.option("--local", is_flag=True, help="As --embedder minilm, whatever is configured.")
 @click.option("--tenant", default="default", show_default=True, help="Who asks a gateway's model.")
-@click.option(
-    "--key", metavar="KEY|env:NAME", default="", help="Its virtual key, where one is needed."
-)
 @click.option("--plot", metavar="FILE.png", help="Draw the table.")
 @as_json_option
 @reach.nats
@@ -64,7 +60,6 @@ def calibrate(
     embedder: str | None,
     local: bool,
     tenant: str,
-    key: str,
     plot: str | None,
     as_json: bool,
     nats_url: str,
@@ -96,7 +91,6 @@ def calibrate(
                 nats_url=nats_url,
                 creds=creds,
                 tenant=tenant,
-                key=_key(key, as_json=as_json),
                 as_json=as_json,
             )
         else:
@@ -141,15 +135,6 @@ def _embedder(asked: str | None, configured: str) -> str:
     if not asked:
         return configured or "local:minilm"
     return asked if asked.startswith("model:") else f"local:{asked.removeprefix('local:')}"
-
-
-def _key(given: str, *, as_json: bool) -> str:
-    if not given.startswith("env:"):
-        return given
-    found = os.environ.get(given[4:], "")
-    if not found:
-        output.fail(f"{given} is not set", code=output.USAGE, as_json=as_json)
-    return found
 
 
 def _config(path: str | None, *, as_json: bool) -> "Config | None":

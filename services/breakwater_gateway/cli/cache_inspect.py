@@ -282,30 +282,24 @@ def _meaning(meaning: "Meaning", *, at: float) -> None:
         _line(
             "threshold", f"{force} ({kind}), veto {meaning.veto}, shadow {meaning.shadow or 0:.0%}"
         )
-    if meaning.candidates:
-        _candidates(meaning.candidates, at=at)
+    for each in meaning.candidates:
+        _candidate(each, at=at)
 
 
-def _candidates(candidates: "list[Candidate]", *, at: float) -> None:
-    texts = any(each.question.text for each in candidates)
-    columns = ("similarity", "answer", "slots", "wrong at", "counts", "age", "hits", "digest")
-    output.table(
-        (*columns, "question") if texts else columns,
-        [
-            (
-                f"{each.similarity:.4f}",
-                "same" if each.same_answer else "other",
-                each.slots or "-",
-                "-" if each.question.quarantined is None else f"{each.question.quarantined:.4f}",
-                each.out or "yes",
-                _ago(at - each.question.stored_at),
-                str(each.question.hits),
-                each.question.digest,
-                *((each.question.text[:80],) if texts else ()),
-            )
-            for each in candidates
-        ],
-    )
+def _candidate(each: "Candidate", *, at: float) -> None:
+    question = each.question
+    told = [
+        f"{each.similarity:.4f}, {'the same' if each.same_answer else 'another'} answer",
+        *([f"kept apart by {each.slots}"] if each.slots else []),
+        *([f"does not count: {each.out}"] if each.out else []),
+        *([] if question.quarantined is None else [f"wrong at {question.quarantined:.4f}"]),
+        f"{_ago(at - question.stored_at)} old",
+        f"{question.hits} hits",
+        question.digest,
+    ]
+    _line("near", ", ".join(told))
+    if question.text:
+        _line("", question.text)
 
 
 def _line(name: str, value: str) -> None:

@@ -83,6 +83,13 @@ REASONS: Final[dict[str, Words]] = {
     ),
     "late": Words("the owner did not answer in time"),
     "silent": Words("the owner did not answer the last lookups, and is asked once a second"),
+    "too_dear": Words(
+        "the embedding may cost more than the request has to spare", "raise `breakwater-max-cost`"
+    ),
+    "unpriced": Words(
+        "what the embedding costs is not known, and the request has a bound",
+        "give its deployment a `price`",
+    ),
     "malformed": Words("the owner's answer could not be read", "run the same version everywhere"),
     "gone": Words("the near question's answer is not kept any more, or is not to be served"),
     "foreign": Words("the near question's key leads to an answer of another partition"),

@@ -74,7 +74,6 @@ def gateway_vectors(
     nats_url: str,
     creds: str | None,
     tenant: str,
-    key: str,
     as_json: bool,
 ) -> list[Any]:
     """Unit vectors by a model of the gateway's own, None for texts that are never looked up.
@@ -93,7 +92,7 @@ def gateway_vectors(
 
         async def embed(some: list[str]) -> None:
             async with gate:
-                vectors = await _ask(bus, some, model, tenant, key)
+                vectors = await _ask(bus, some, model, tenant)
             if isinstance(vectors, str):
                 refused.append(vectors)
             else:
@@ -124,7 +123,7 @@ def gateway_vectors(
     return [found.get(text) for text in texts]
 
 
-async def _ask(bus: "Bus", texts: list[str], model: str, tenant: str, key: str) -> list[Any] | str:
+async def _ask(bus: "Bus", texts: list[str], model: str, tenant: str) -> list[Any] | str:
     """Unit vectors in the texts' order, or why there are none."""
     import msgspec
     import numpy as np
@@ -133,9 +132,9 @@ async def _ask(bus: "Bus", texts: list[str], model: str, tenant: str, key: str) 
     from breakwater_protocol import headers as h
     from breakwater_protocol.subjects import Subjects
 
-    headers = {h.CACHE: "off", h.PRIORITY: "batch", **({h.KEY: key} if key else {})}
+    headers = {h.CACHE: "off", h.PRIORITY: "batch"}
     reply = await bus.ask(
-        Subjects().embeddings.at(tenant),
+        Subjects().embed.at(tenant),
         msgspec.json.encode({"model": model, "input": texts}),
         headers=headers,
         timeout_s=ASK_S,

@@ -187,6 +187,7 @@ class Router(Actor):
                 for api, subject in (
                     ("chat", subjects.chat),
                     ("embeddings", subjects.embeddings),
+                    ("embeddings", subjects.embed),
                     ("messages", subjects.messages),
                     ("responses", subjects.responses),
                     ("generate", subjects.generate),
@@ -390,7 +391,7 @@ class Router(Actor):
         if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
             return asked
         shown = presented(message.headers)
-        if shown or self.config.auth.nats == "key":
+        if shown or (self.config.auth.nats == "key" and subject is not self.context.subjects.embed):
             claimed = self._claims(shown, options, tenant, asked.model)
             if not isinstance(claimed, Options):
                 return claimed

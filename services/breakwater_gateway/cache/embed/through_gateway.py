@@ -51,7 +51,7 @@ class ThroughGateway:
             headers[h.MAX_COST] = usd_text(max_cost_nano_usd)
         try:
             reply = await self._bus.ask(
-                self._subjects.embeddings.at(tenant),
+                self._subjects.embed.at(tenant),
                 msgspec.json.encode({"model": self._model, "input": text}),
                 headers=headers,
                 timeout_s=self._patience_s,
