@@ -249,6 +249,12 @@ class Life:
         if self.options.first_token_s is None:
             self.first_token_s = model.timeouts.first_token_s
 
+    def wait(self, timer: Timer | None) -> None:
+        """For this one and nothing else any more; None: for nothing."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
     def hold(self, call: Call) -> None:
         self.call = call
         self.calls.append(call)

@@ -233,6 +233,10 @@ class Books:
 
     # ------------------------------------------------------------ reserve
 
+    def asked_for(self, life: Life) -> bool:
+        """Something bounds what the request may cost: each of its attempts has to be reserved."""
+        return self.active or life.plan.envelope.money is not None
+
     def reserve(
         self, life: Life, deployment: Deployment, resume: Resume
     ) -> Hold | f.Failure | None:
