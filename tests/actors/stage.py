@@ -45,7 +45,8 @@ from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.memory_bus import KeptLog, MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_gateway.runtime.service import ConfigHolder, publish_config
-from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.slot import ActorSpec
+from breakwater_gateway.runtime.supervisor import Supervisor
 from breakwater_gateway.runtime.telemetry import Log
 from breakwater_gateway.worker.actor import Worker
 from breakwater_gateway.worker.http.answer import Answer

@@ -10,7 +10,8 @@ from breakwater_gateway.config.model import Config
 from breakwater_gateway.runtime.actor import Actor
 from breakwater_gateway.runtime.memory_bus import MemoryBus
 from breakwater_gateway.runtime.service import ConfigHolder
-from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.slot import ActorSpec
+from breakwater_gateway.runtime.supervisor import Supervisor
 from breakwater_gateway.runtime.telemetry import Registry, configure_logging, get_log
 from breakwater_protocol.subjects import Subjects
 

@@ -24,13 +24,8 @@ from breakwater_gateway.runtime.bus import (
 from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.service import ConfigHolder
-from breakwater_gateway.runtime.supervisor import (
-    BACKOFF_CAP_S,
-    ActorSpec,
-    StartRefused,
-    Supervisor,
-    restart_delay_s,
-)
+from breakwater_gateway.runtime.slot import BACKOFF_CAP_S, ActorSpec, restart_delay_s
+from breakwater_gateway.runtime.supervisor import StartRefused, Supervisor
 from breakwater_gateway.runtime.telemetry import Registry, get_log
 from breakwater_protocol.events import Heartbeat
 from breakwater_protocol.subjects import Subjects

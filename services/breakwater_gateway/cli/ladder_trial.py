@@ -27,7 +27,8 @@ from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
 from breakwater_gateway.runtime.service import ConfigHolder, publish_config
-from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.slot import ActorSpec
+from breakwater_gateway.runtime.supervisor import Supervisor
 from breakwater_gateway.runtime.virtual_time import VirtualTimeLoop
 from breakwater_gateway.worker.actor import Worker
 from breakwater_gateway.worker.http_client import (

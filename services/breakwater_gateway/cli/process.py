@@ -40,8 +40,9 @@ from breakwater_gateway.runtime.service import (
     publish_config,
     watch_file,
 )
+from breakwater_gateway.runtime.slot import ActorSpec
 from breakwater_gateway.runtime.streams import ensure_streams, events_stream
-from breakwater_gateway.runtime.supervisor import ActorSpec, Supervisor
+from breakwater_gateway.runtime.supervisor import Supervisor
 from breakwater_gateway.worker.actor import Worker
 from breakwater_gateway.worker.http_client import FastClient
 from breakwater_protocol.subjects import Subjects

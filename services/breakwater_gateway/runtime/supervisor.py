@@ -9,14 +9,12 @@ catches `Exception`.
 import asyncio
 import platform
 import signal
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
-from msgspec import Struct
 
 from breakwater_gateway import __version__
 from breakwater_gateway.config.model import Config
@@ -25,20 +23,16 @@ from breakwater_gateway.runtime.bus import (
     Bus,
     BusClosed,
     BusError,
-    Entry,
-    Handler,
-    Message,
-    Store,
-    Subscription,
-    Watch,
 )
+from breakwater_gateway.runtime.bus_view import BusView
 from breakwater_gateway.runtime.clock import Clock
+from breakwater_gateway.runtime.heart import Heart
 from breakwater_gateway.runtime.lag import LagProbe
-from breakwater_gateway.runtime.logs import flush_logs, get_log
-from breakwater_gateway.runtime.micro import Endpoint, MicroService
+from breakwater_gateway.runtime.logs import flush_logs
+from breakwater_gateway.runtime.micro import MicroService
 from breakwater_gateway.runtime.service import ConfigHolder
+from breakwater_gateway.runtime.slot import ActorSpec, Slot, restart_delay_s
 from breakwater_gateway.runtime.telemetry import Log, Metrics
-from breakwater_protocol.events import Heartbeat
 from breakwater_protocol.subjects import Subjects
 
 HEARTBEAT_S: Final = 0.5
@@ -48,27 +42,9 @@ START_S: Final = 30.0
 STOP_S: Final = 5.0
 HEALTHY_S: Final = 60.0
 """After so long without a failure the next one counts as the first."""
-BACKOFF_BASE_S: Final = 0.25
-BACKOFF_CAP_S: Final = 30.0
 CONNECT_S: Final = 30.0
-DRAIN_ORDER: Final = {"edge": 0, "router": 1, "worker": 2}
-"""Who takes requests leaves first; who they depend on, later. All other kinds come last."""
-DRAIN_LAST: Final = 3
 
-Factory = Callable[[Context], Actor]
 Connect = Callable[[], Awaitable[Bus]]
-
-
-class ActorSpec(Struct, frozen=True):
-    kind: str
-    factory: Factory
-    id: str = ""
-    """Unique in the cluster; made up when empty."""
-    description: str = ""
-    drain_order: int | None = None
-    """Lower numbers drain first; by default as `DRAIN_ORDER` has it."""
-    log: Log | None = None
-    """Where it logs; by default where this process does."""
 
 
 class StartRefused(Exception):
@@ -80,44 +56,6 @@ class StartRefused(Exception):
         super().__init__(f"{kind} cannot start: {cause}")
 
 
-def restart_delay_s(failures: int, *, draw: float) -> float:
-    """Full jitter over an exponential cap (Brooker, "Exponential Backoff And Jitter", 2015).
-
-    `failures` in a row, from 1; `draw` in [0, 1).
-    """
-    exponent = min(max(failures, 1) - 1, 32)
-    return draw * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**exponent)
-
-
-class _Slot:
-    """One actor's place: the actor while it lives, and why it does not while it does not."""
-
-    def __init__(self, spec: ActorSpec) -> None:
-        self.spec = spec
-        self.kind = spec.kind
-        self.id = spec.id or f"{spec.kind}-{uuid.uuid4().hex[:12]}"
-        self.order = (
-            DRAIN_ORDER.get(spec.kind, DRAIN_LAST) if spec.drain_order is None else spec.drain_order
-        )
-        self.log: Log = spec.log or get_log(actor=self.kind, id=self.id)
-        self.actor: Actor | None = None
-        """Only while it serves."""
-        self.waiting = "not started"
-        self.served = False
-        """It did once: what the machine refuses from then on is tried again."""
-        self.failures = 0
-        self.up_since = 0.0
-        self.error: Exception | None = None
-        self.scope: anyio.CancelScope | None = None
-        self.draining: anyio.CancelScope | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Ends this life from outside."""
-        if self.error is None and self.scope is not None:
-            self.error = error
-            self.scope.cancel()
-
-
 class _Session:
     """One bus, from its connection to its end."""
 
@@ -126,7 +64,7 @@ class _Session:
         self.group = group
         self.lost = False
         self.drained = False
-        self.views: set[_BusView] = set()
+        self.views: set[BusView] = set()
         bus.on_reconnect(self._reconnected)
 
     def lose(self) -> None:
@@ -169,16 +107,15 @@ class Supervisor:
         self._connect = connect
         self._clock = clock if clock is not None else Clock()
         self._lag = lag if lag is not None else LagProbe()
+        self._heart = Heart(subjects, clock=self._clock, metrics=metrics, lag=self._lag)
         self._drain_s = drain_s
         self._signals = signals
-        self._slots = [_Slot(spec) for spec in specs]
+        self._slots = [Slot(spec) for spec in specs]
         self._session: _Session | None = None
         self._asked = anyio.Event()
         self._hurried = False
         self._drain_scope: anyio.CancelScope | None = None
         self._refused: StartRefused | None = None
-        self._handler_errors = 0
-        self._lines_dropped = 0
         self._begun = self._clock.now()
         self._up = {
             slot.kind: metrics.gauge("breakwater_actor_up", actor=slot.kind) for slot in self._slots
@@ -307,7 +244,7 @@ class Supervisor:
     # ------------------------------------------------------------ one actor
 
     async def _keep_alive(
-        self, slot: _Slot, session: _Session, *, task_status: TaskStatus[None]
+        self, slot: Slot, session: _Session, *, task_status: TaskStatus[None]
     ) -> None:
         """One actor's lives, one after the other. `started` once the first has begun or failed."""
         started = False
@@ -344,10 +281,10 @@ class Supervisor:
         begun()
 
     async def _live(
-        self, slot: _Slot, session: _Session, begun: Callable[[], None]
+        self, slot: Slot, session: _Session, begun: Callable[[], None]
     ) -> Exception | None:
         """One life. What ended it, None when it was told to leave."""
-        view = _BusView(session.bus, self._subjects, slot.fail)
+        view = BusView(session.bus, self._subjects, slot.fail)
         session.views.add(view)
         actor: Actor | None = None
         slot.waiting, slot.error, slot.up_since = "starting", None, 0.0
@@ -382,7 +319,7 @@ class Supervisor:
         return slot.error
 
     async def _bury(
-        self, slot: _Slot, session: _Session, actor: Actor | None, view: "_BusView"
+        self, slot: Slot, session: _Session, actor: Actor | None, view: BusView
     ) -> None:
         """Nothing of an ended life stays on the bus: a dead subscription would swallow requests."""
         try:
@@ -395,7 +332,7 @@ class Supervisor:
             if not session.lost:
                 await view.end()
 
-    async def _register(self, slot: _Slot, view: "_BusView") -> None:
+    async def _register(self, slot: Slot, view: BusView) -> None:
         """`nats micro ls` sees the actor. Its counters begin anew with each life."""
         service = MicroService(
             view,
@@ -408,7 +345,7 @@ class Supervisor:
         )
         await service.start()
 
-    def _context(self, slot: _Slot, view: "_BusView") -> Context:
+    def _context(self, slot: Slot, view: BusView) -> Context:
         return Context(
             id=slot.id,
             bus=view,
@@ -432,7 +369,7 @@ class Supervisor:
                 except Exception as error:  # noqa: BLE001 - goes to the restart, with its traceback
                     slot.fail(error)
 
-    def _ask_ready(self, slot: _Slot, actor: Actor) -> str:
+    def _ask_ready(self, slot: Slot, actor: Actor) -> str:
         try:
             return actor.ready()
         except Exception as error:  # noqa: BLE001 - goes to the restart, with its traceback
@@ -442,21 +379,10 @@ class Supervisor:
     # ------------------------------------------------------------ heartbeats
 
     async def _beat_on(self, session: _Session) -> None:
-        connected = self._metrics.gauge("breakwater_bus_connected")
-        lag = self._metrics.gauge("breakwater_loop_lag_seconds")
-        errors = self._metrics.counter("breakwater_handler_errors_total")
-        dropped = self._metrics.counter("breakwater_log_lines_dropped_total")
-        self._handler_errors = session.bus.handler_failures
+        self._heart.begin(session.bus)
         while True:
             self._beat(session)
-            connected.set(session.bus.connected)
-            lag.set(self._lag.lag_s)
-            failures = session.bus.handler_failures
-            errors.add(failures - self._handler_errors)
-            self._handler_errors = failures
-            lost = flush_logs()
-            dropped.add(lost - self._lines_dropped)
-            self._lines_dropped = lost
+            self._heart.measure(session.bus)
             await anyio.sleep(HEARTBEAT_S)
 
     def _beat(self, session: _Session) -> None:
@@ -464,36 +390,16 @@ class Supervisor:
             if slot.actor is not None:
                 self._beat_one(session, slot, slot.actor)
 
-    def _beat_one(self, session: _Session, slot: _Slot, actor: Actor) -> None:
+    def _beat_one(self, session: _Session, slot: Slot, actor: Actor) -> None:
         try:
             load = actor.load()
         except Exception as error:  # noqa: BLE001 - goes to the restart, with its traceback
             slot.fail(error)
             return
-        subject = self._subjects.heartbeat
-        beat = Heartbeat(
-            actor=slot.kind,
-            id=slot.id,
-            version=__version__,
-            at=self._clock.wall(),
-            uptime_s=round(self._clock.now() - slot.up_since, 3),
-            capacity=load.capacity,
-            in_flight=load.in_flight,
-            draining=actor.draining,
-            pools=list(load.pools),
-            targets=load.targets,
-            config_revision=actor.config_revision,
-            view_hash=load.view_hash,
-            loop_lag_ms=round(self._lag.lag_s * 1000, 1),
-        )
         try:
-            session.bus.publish(subject.at(slot.kind, slot.id), subject.encode(beat))
+            self._heart.beat(session.bus, slot, actor, load)
         except BusClosed:
             session.lose()
-        except BusError as error:
-            kind = type(error).__name__
-            self._metrics.counter("breakwater_bus_errors_total", error=kind).add()
-            slot.log.debug("heartbeat_not_sent", error=str(error))
 
     # ------------------------------------------------------------ leaving
 
@@ -528,7 +434,7 @@ class Supervisor:
                     for event in done:
                         await event.wait()
 
-    async def _drain_one(self, slot: _Slot, actor: Actor, done: anyio.Event) -> None:
+    async def _drain_one(self, slot: Slot, actor: Actor, done: anyio.Event) -> None:
         try:
             with anyio.CancelScope() as slot.draining:
                 await actor.drain()
@@ -552,165 +458,6 @@ class Supervisor:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
-
-
-class _BusView:
-    """A bus as one life of an actor sees it: its subscriptions, watches and callbacks end with it."""
-
-    def __init__(self, bus: Bus, subjects: Subjects, fail: Callable[[Exception], None]) -> None:
-        self._bus = bus
-        self._subjects = subjects
-        self._fail = fail
-        self.endpoints: list[Endpoint] = []
-        """What the actor serves: every subscription to something that is asked, not told to all."""
-        self._ended = False
-        self._callbacks: list[Callable[[], None]] = []
-        self._subscriptions: set[_ViewSubscription] = set()
-        self._watches: set[_ViewWatch] = set()
-        self.name = bus.name
-        # No wrapper on the hot path: these are the bus' own.
-        self.publish = bus.publish
-        self.open_inbox = bus.open_inbox
-        self.ask = bus.ask
-        self.flush = bus.flush
-        self.claim = bus.claim
-        self.event_log = bus.event_log
-        self.publish_once = bus.publish_once
-
-    @property
-    def max_message(self) -> int:
-        return self._bus.max_message
-
-    @property
-    def connected(self) -> bool:
-        return self._bus.connected
-
-    @property
-    def handler_failures(self) -> int:
-        return self._bus.handler_failures
-
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
-
-    def reconnected(self) -> None:
-        for callback in tuple(self._callbacks):
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001 - goes to the restart, with its traceback
-                self._fail(error)
-
-    async def subscribe(
-        self, subject: str, handler: Handler, *, queue: str = ""
-    ) -> "_ViewSubscription":
-        def hear(message: Message) -> None:
-            if not self._ended:
-                handler(message)
-
-        def answer(message: Message) -> None:
-            endpoint.requests += 1
-            try:
-                hear(message)
-            except Exception as error:
-                endpoint.errors += 1
-                endpoint.last_error = type(error).__name__
-                raise
-
-        if self._is_endpoint(subject):
-            endpoint = self._endpoint(subject, queue)
-            inner = await self._bus.subscribe(subject, answer, queue=queue)
-        else:
-            inner = await self._bus.subscribe(subject, hear, queue=queue)
-        subscription = _ViewSubscription(inner, self._subscriptions)
-        self._subscriptions.add(subscription)
-        return subscription
-
-    def _is_endpoint(self, subject: str) -> bool:
-        return subject.startswith(f"{self._subjects.root}.") and not self._subjects.is_broadcast(
-            subject
-        )
-
-    def _endpoint(self, subject: str, queue: str) -> Endpoint:
-        name = subject[len(self._subjects.root) + 1 :].partition(".")[0]
-        endpoint = Endpoint(name, subject, queue=queue)
-        self.endpoints.append(endpoint)
-        return endpoint
-
-    async def store(
-        self,
-        bucket: str,
-        *,
-        history: int = 1,
-        ttl_s: int | None = None,
-        max_bytes: int = -1,
-        evicts: bool = False,
-    ) -> "_ViewStore":
-        store = await self._bus.store(
-            bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes, evicts=evicts
-        )
-        return _ViewStore(store, self)
-
-    async def watch(self, store: Store, handler: Callable[[Entry], None]) -> "_ViewWatch":
-        def see(entry: Entry) -> None:
-            if not self._ended:
-                handler(entry)
-
-        watch = _ViewWatch(await store.watch(see), self._watches)
-        self._watches.add(watch)
-        return watch
-
-    async def close(self) -> None:
-        """The connection is the process's: this ends only what the actor opened on it."""
-        await self.end()
-
-    async def end(self) -> None:
-        self._ended = True
-        self._callbacks.clear()
-        async with anyio.create_task_group() as group:
-            for subscription in tuple(self._subscriptions):
-                group.start_soon(_quietly, subscription.drain)
-            for watch in tuple(self._watches):
-                group.start_soon(_quietly, watch.close)
-
-
-class _ViewSubscription:
-    def __init__(self, inner: Subscription, open_: "set[_ViewSubscription]") -> None:
-        self._inner = inner
-        self._open = open_
-
-    async def drain(self) -> None:
-        self._open.discard(self)
-        await self._inner.drain()
-
-
-class _ViewWatch:
-    def __init__(self, inner: Watch, open_: "set[_ViewWatch]") -> None:
-        self._inner = inner
-        self._open = open_
-
-    async def close(self) -> None:
-        self._open.discard(self)
-        await self._inner.close()
-
-
-class _ViewStore:
-    def __init__(self, inner: Store, view: _BusView) -> None:
-        self._inner = inner
-        self._view = view
-        self.get = inner.get
-        self.put = inner.put
-        self.create = inner.create
-        self.update = inner.update
-        self.delete = inner.delete
-        self.keys = inner.keys
-        self.load = inner.load
-
-    async def watch(self, handler: Callable[[Entry], None]) -> _ViewWatch:
-        return await self._view.watch(self._inner, handler)
-
-
-async def _quietly(leave: Callable[[], Awaitable[None]]) -> None:
-    with suppress(BusError):  # it is gone already
-        await leave()
 
 
 def _bare(error: Exception | None) -> Exception | None:
