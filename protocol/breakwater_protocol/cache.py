@@ -231,6 +231,12 @@ class Purge(Struct, frozen=True, omit_defaults=True):
     """By the name that callers use, or that of the configuration."""
     partition: str | None = None
     digest: str | None = None
+    labels: bool = False
+    """Labelled pairs of it too, where they are of a tenant, a model or all: what they taught is lost."""
+
+    @property
+    def everything(self) -> bool:
+        return (self.tenant, self.model, self.partition, self.digest) == (None,) * 4
 
 
 class PurgeReply(Struct, frozen=True, omit_defaults=True):
@@ -238,3 +244,5 @@ class PurgeReply(Struct, frozen=True, omit_defaults=True):
     """Entries that are gone: of a shard questions, of the routers answers."""
     semantic: bool = False
     """Of routers: a model has a semantic cache, so that shards without an owner may keep questions."""
+    labels: int = 0
+    """Labels that are gone."""

@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from breakwater_gateway.cache import entry as entries
 from breakwater_gateway.cache.semantic import decode_entry, encode_entry
 from breakwater_gateway.cli.cache_warming import BadRows, read_rows, warm
 from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
+from breakwater_gateway.identity import issue
 from breakwater_gateway.runtime.bus import Message
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
@@ -30,6 +31,7 @@ from breakwater_protocol.cache import (
 )
 from breakwater_protocol.commands import Cancel, Work
 from breakwater_protocol.events import CacheChanged
+from breakwater_protocol.keys import KeyRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -968,6 +970,33 @@ async def test_a_poisoned_value_is_no_stale_answer_either() -> None:
         assert reply.headers["breakwater-rung"] == "error"
         text = render([gateway.metrics.snapshot()]).decode()
         assert 'kind="exact",result="skipped_tenant"' in text
+
+
+@pytest.mark.parametrize("scope", ["user", "key"])
+async def test_meaning_does_not_cross_a_user_or_a_key(scope: Literal["user", "key"]) -> None:
+    def secret(name: str) -> tuple[KeyRecord, str]:
+        raw = name.encode()
+        return issue.made(random=raw * 32, id_random=raw * 6, now=0.0, tenant="t", user=name)
+
+    policy = msgspec.structs.replace(MEANT, scope=scope)
+    async with understanding(policy) as gateway:
+        shown = {}
+        keys = await gateway.bus.store("bw_keys")
+        for name in "ab":
+            record, key = secret(name)
+            await keys.put(record.id, msgspec.json.encode(record))
+            shown[name] = {"breakwater-key": key}
+        await asyncio.sleep(0.1)
+        nobody = await learned(gateway, "How deep is the harbour?")
+        assert nobody.headers["breakwater-cache"] == "bypass"
+        await learned(gateway, "How deep is the harbour?", headers=shown["a"])
+        own = await question(gateway, "How deep is that harbour?", headers=shown["a"]).reply()
+        assert own.headers["breakwater-cache"] == "semantic"
+        other = await learned(gateway, "How deep is that harbour?", headers=shown["b"], user="a")
+        assert other.headers["breakwater-cache"] == "miss"
+        spoofed = {**shown["b"], "breakwater-user": "a"}
+        refused = await question(gateway, "How deep is that harbour?", headers=spoofed).error()
+        assert (refused["status"], refused["code"]) == (403, "permission")
 
 
 async def test_without_the_owner_of_meanings_requests_go_on_as_misses_at_once() -> None:

@@ -19,7 +19,8 @@ from tests.virtual_time import VirtualTimeLoop
 
 from breakwater_gateway.cache.actor import BUCKET
 from breakwater_gateway.cli import cache_commands
-from breakwater_protocol.cache import Purge
+from breakwater_gateway.config.model import CachePolicy, Semantic
+from breakwater_protocol.cache import Label, Purge
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +124,35 @@ async def test_rows_that_no_index_has_go_too(capsys: pytest.CaptureFixture[str])
         assert await kept(gateway) == (0, 1), "whose it is nobody knows"
         assert await purged(gateway, capsys, Purge()) == (0, 1)
         assert await kept(gateway) == (0, 0)
+
+
+async def test_labels_stay_unless_they_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = CachePolicy(semantic=Semantic(threshold=0.9, shadow=1.0, veto="off"))
+    async with understanding(policy) as gateway:
+        for tenant in ("t", "other"):
+            await learned(gateway, HOW, tenant=tenant)
+            await learned(gateway, ALIKE, tenant=tenant)
+        store = await gateway.bus.store(BUCKET)
+
+        async def tenants() -> list[str]:
+            found = []
+            for key in await store.keys():
+                kept = await store.get(key) if key.startswith("l.") else None
+                if kept is not None:
+                    found.append(msgspec.json.decode(kept.value or b"", type=Label).tenant)
+            return sorted(found)
+
+        assert await tenants() == ["other", "t"]
+        await purged(gateway, capsys, Purge(tenant="t"))
+        assert await tenants() == ["other", "t"]
+        assert (
+            await cache_commands.forget(gateway.bus, Purge(tenant="t", labels=True), as_json=False)
+            == 0
+        )
+        assert capsys.readouterr().out == "0 answers, 0 questions and 1 labels are gone\n"
+        assert await tenants() == ["other"]
+        await purged(gateway, capsys, Purge(labels=True))
+        assert await store.keys() == []
 
 
 async def test_shards_without_an_owner_are_told_of_and_the_purge_counts_as_failed(

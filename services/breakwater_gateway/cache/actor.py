@@ -19,7 +19,7 @@ from breakwater_gateway.cache.embed.embedder import Embedder, Remembered
 from breakwater_gateway.cache.embed.local import LocalEmbedder
 from breakwater_gateway.cache.embed.through_gateway import ThroughGateway
 from breakwater_gateway.cache.inspection import of_entry, of_lookup
-from breakwater_gateway.cache.keeper import Changes, Keeper, belongs
+from breakwater_gateway.cache.keeper import Changes, Keeper, belongs, labelled
 from breakwater_gateway.cache.semantic import (
     THREAD_FROM,
     Found,
@@ -51,6 +51,7 @@ KEPT_AT_ONCE: Final = 16
 KEEP_CALL_S: Final = 2.0
 KEEP_RETRY_S: Final = 0.2
 PURGE_S: Final = 30.0
+PURGED_AT_ONCE: Final = 64
 DRAIN_S: Final = 2.0
 REPLY_MAX: Final = 512 * 1024
 """Bytes of labels in one reply."""
@@ -283,7 +284,8 @@ class Cache(Actor):
 
     async def _purge(self, shard: str, which: c.Purge, message: b.Message) -> None:
         gone = self._keeper.purge(shard, which)
-        self._apply(shard, Changes(forget=gone))
+        labels = self._keeper.purge_labels(shard, which) if which.labels else 0
+        self._remembered.forget(which.tenant)
         source, at = self._source(), self.context.clock.wall()
         for entry in gone:
             self._tell(
@@ -297,30 +299,47 @@ class Cache(Actor):
                     digest=entry.digest,
                 )
             )
-        ids = {entry_key(shard, entry) for entry in gone}
+        rows = {entry_key(shard, entry) for entry in gone}
+        others: list[str] = []
 
-        def find(kept: b.Entry) -> None:
+        def find_row(kept: b.Entry) -> None:
             """What the bucket has and the index has not: refused when it was loaded, or evicted."""
             try:
-                entry = decode_entry(kept.value or b"")
+                found = belongs(decode_entry(kept.value or b""), which)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                if which != c.Purge():
-                    return
-            else:
-                if not belongs(entry, which):
-                    return
+                found = which.everything
             # What is in the index came since.
-            if kept.key not in ids and self._keeper.index.get(kept.key.rpartition(".")[2]) is None:
-                ids.add(kept.key)
-                self._write(kept.key, None, None)
+            if found and self._keeper.index.get(kept.key.rpartition(".")[2]) is None:
+                rows.add(kept.key)
+
+        def find_label(kept: b.Entry) -> None:
+            try:
+                found = labelled(msgspec.json.decode(kept.value or b"", type=c.Label), which)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                found = which.everything
+            if found:
+                others.append(kept.key)
 
         try:
             async with asyncio.timeout(PURGE_S):
-                await (await self._bucket()).load(f"e.{shard}", find)
+                store = await self._bucket()
+                await store.load(f"e.{shard}", find_row)
+                if which.labels:
+                    await store.load(f"l.{shard}", find_label)
+                keys = [*rows, *others]
+                for first in range(0, len(keys), PURGED_AT_ONCE):
+                    some = keys[first : first + PURGED_AT_ONCE]
+                    await asyncio.gather(*(self._drop(store, key) for key in some))
         except (b.BusError, TimeoutError) as error:
             self.context.log.warning("cache_not_purged", shard=shard, error=repr(error))
             return  # whoever asked hears nothing, and asks again
-        self._reply(message, c.PurgeReply(len(ids)))
+        self._reply(message, c.PurgeReply(len(rows), labels=max(labels, len(others))))
+
+    async def _drop(self, store: b.Store, key: str) -> None:
+        if key in self._unkept:
+            # It may be on its way to the bucket this moment.
+            self._write(key, None, None)
+        await store.delete(key)
 
     def _on_inspect(self, shard: str, message: b.Message) -> None:
         asked = self._read(self.context.subjects.cache_inspect, message)

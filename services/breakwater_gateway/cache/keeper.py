@@ -385,6 +385,20 @@ class Keeper:
         ]
         for entry in gone:
             self.index.remove(entry.id)
+        ids = {entry.id for entry in gone}
+        self.served.forget(lambda _, each: each.entry in ids)
+        self._pending.forget(lambda _, each: each.entry in ids)
+        return gone
+
+    def purge_labels(self, shard: str, which: Purge) -> int:
+        """The pairs; what they have certified stays until labels are read anew."""
+        labels = self._labels.get(shard)
+        if labels is None:
+            return 0
+        kept = [label for label in labels if not labelled(label, which)]
+        gone = len(labels) - len(kept)
+        labels.clear()
+        labels.extend(kept)
         return gone
 
     def expire(self, now: float) -> list[Entry]:
@@ -471,6 +485,16 @@ def belongs(entry: Entry, which: Purge) -> bool:
         and which.model in (None, entry.model, entry.asked or entry.model)
         and which.partition in (None, entry.partition)
         and which.digest in (None, entry.digest)
+    )
+
+
+def labelled(label: Label, which: Purge) -> bool:
+    """Whether the label is among those; it names no partition and no key."""
+    return (
+        which.tenant in (None, label.tenant)
+        and which.model in (None, label.model)
+        and which.partition is None
+        and which.digest is None
     )
 
 

@@ -55,3 +55,8 @@ class Recent(Generic[K, V]):
             return None
         self.bytes -= found[1]
         return found[0]
+
+    def forget(self, which: Callable[[K, V], bool]) -> None:
+        """Those that it says."""
+        for key in [key for key, (value, _) in self._kept.items() if which(key, value)]:
+            self.pop(key)

@@ -53,6 +53,7 @@ def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -
 @click.option("--model", help="As callers or the configuration name it.")
 @click.option("--partition")
 @click.option("--id", "id_", metavar="ID|DIGEST", help="A breakwater-cache-id, or a digest.")
+@click.option("--labels", is_flag=True, help="Their labelled pairs too: what calibrates is lost.")
 @click.option("--all", "everything", is_flag=True, help="Everything, of everybody.")
 @as_json_option
 @reach.nats
@@ -62,6 +63,7 @@ def purge(
     model: str | None,
     partition: str | None,
     id_: str | None,
+    labels: bool,
     everything: bool,
     as_json: bool,
     nats_url: str,
@@ -72,9 +74,12 @@ def purge(
     if everything == any((tenant, model, partition, id_)):
         message = "name what to forget: --tenant, --model, --partition or --id; or --all"
         output.fail(message, code=output.USAGE, as_json=as_json)
+    if labels and (partition or id_):
+        message = "labels are of a tenant and a model, of no partition and no id"
+        output.fail(message, code=output.USAGE, as_json=as_json)
 
     async def work(bus: "Bus") -> int:
-        which = c.Purge(tenant=tenant, model=model, partition=partition)
+        which = c.Purge(tenant=tenant, model=model, partition=partition, labels=labels)
         if id_:
             which = await named(bus, id_, which, as_json=as_json)
         return await forget(bus, which, as_json=as_json)
@@ -122,6 +127,7 @@ async def forget(bus: "Bus", which: "Purge", *, as_json: bool) -> int:
         )
     answers = msgspec.json.decode(said.data, type=c.PurgeReply)
     questions = sum(reply.purged for reply in owners.values())
+    labels = sum(reply.labels for reply in owners.values())
     missing = c.SHARDS - len(owners) if answers.semantic else 0
     if as_json:
         output.say_json(
@@ -129,12 +135,15 @@ async def forget(bus: "Bus", which: "Purge", *, as_json: bool) -> int:
                 "purged": answers.purged + questions,
                 "answers": answers.purged,
                 "questions": questions,
+                "labels": labels,
                 "shards": len(owners),
                 "shards_without_owner": missing,
             }
         )
     else:
-        output.say(f"{answers.purged} answers and {questions} questions are gone")
+        told = [f"{answers.purged} answers", f"{questions} questions"]
+        told += [f"{labels} labels"] if which.labels else []
+        output.say(f"{', '.join(told[:-1])} and {told[-1]} are gone")
     if missing:
         output.note(
             f"{missing} of {c.SHARDS} shards have no owner: what bw_semantic keeps of their questions"

@@ -45,3 +45,7 @@ class Remembered:
 
     def put(self, tenant: str, text: str, vector: Vector) -> None:
         self._vectors.put((tenant, text), vector)
+
+    def forget(self, tenant: str | None) -> None:
+        """A tenant's; None: everybody's."""
+        self._vectors.forget(lambda place, _: tenant in (None, place[0]))

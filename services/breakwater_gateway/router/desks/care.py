@@ -119,7 +119,7 @@ class Care:
         self._reply(reply, c.PurgeReply(len(gone), semantic=semantic))
 
     async def _drop(self, store: Store, key: str, which: c.Purge) -> bool:
-        if which != c.Purge():
+        if not which.everything:
             stored = await store.get(key)
             entry = None if stored is None else entries.peek(stored.value or b"")
             # What names another key than its own, or nothing, is nobody's: its key alone tells.
