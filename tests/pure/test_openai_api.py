@@ -85,6 +85,23 @@ def test_an_error_says_whether_to_retry_and_when() -> None:
     assert json.loads(body)["error"]["code"] == "overloaded"
 
 
+@pytest.mark.parametrize(
+    ("failure", "wait"),
+    [
+        (f.RateLimited("", retry_after_s=2.1), "3"),
+        (f.RateLimited("", retry_after_s=56_021.0), "60"),
+        (f.BudgetExhausted("", retry_after_s=56_021.0), "56021"),
+        (f.BudgetExhausted("", retry_after_s=float("inf")), "31622400"),
+        (f.NoDeployment(""), "1"),
+        (f.ServerError(""), None),
+    ],
+)
+def test_how_long_to_wait_is_as_long_as_whoever_waits_can_bear(
+    failure: f.Failure, wait: str | None
+) -> None:
+    assert error_headers(failure).get("retry-after") == wait
+
+
 def test_a_message_cannot_inject_headers() -> None:
     headers = error_headers(f.InvalidRequest("a\r\nset-cookie: x\u20ac"))
     assert headers["Nats-Service-Error"] == "a  set-cookie: x?"

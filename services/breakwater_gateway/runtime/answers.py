@@ -15,7 +15,8 @@ from breakwater_protocol import headers as h
 _encode = msgspec.json.encode
 
 RETRY_AFTER_MAX_S: Final = 60
-"""SDKs give up on longer waits, or sit through them; the message says the true time."""
+"""SDKs that will try again give up on longer waits, or sit through them; the message says the true time."""
+_YEAR_S: Final = 366 * 86_400
 
 
 def usd(nano: int | None) -> str:
@@ -133,7 +134,9 @@ def error_headers(failure: f.Failure, extra: Mapping[str, str] | None = None) ->
     if wait is None and spec.client_may_retry and spec.status in {429, 503}:
         wait = 1.0
     if wait is not None:
-        headers[h.RETRY_AFTER] = str(max(1, min(RETRY_AFTER_MAX_S, -int(-wait // 1))))
+        # Where nobody is to try again on its own it is for people and schedulers: then the true time.
+        most = RETRY_AFTER_MAX_S if spec.client_may_retry else _YEAR_S
+        headers[h.RETRY_AFTER] = str(max(1, -int(-min(most, wait) // 1)))
     if extra:
         headers.update(extra)
     return headers
