@@ -18,7 +18,7 @@ from breakwater_gateway.cache.semantic import decode_entry, encode_entry
 from breakwater_gateway.cli.cache_warming import BadRows, read_rows, warm
 from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
 from breakwater_gateway.identity import issue
-from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.bus import Message, headers_size
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
 from breakwater_protocol.cache import (
@@ -777,6 +777,42 @@ async def test_routers_share_a_call_whatever_the_form(led_by_stream: bool) -> No
             assert text == "hi"
         assert gateway.provider.seen == ["a"]
         assert {r.router for r in gateway.requests} == {"router", "router-2"}
+
+
+async def test_an_answer_that_cannot_be_passed_on_is_asked_for_at_each_router() -> None:
+    long = ANSWER.replace(b'"hi"', b'"' + b"x" * 5_000 + b'"')
+    async with two_routers() as gateway:
+        callers = [gateway.ask(**COLD) for _ in range(10)]
+        call = await gateway.provider.next_call()
+        for name in ("router", "router-2"):
+            gateway.buses[name].max_message = 5_000
+        call.reply(200, long)
+        (await gateway.provider.next_call()).reply(200, long)
+        replies = [await caller.reply() for caller in callers]
+        answers = [reply for reply in replies if "Nats-Service-Error-Code" not in reply.headers]
+        assert len(answers) == 2, "the worker tells those who led"
+        errors = [json.loads(r.data)["error"] for r in replies if r not in answers]
+        assert {error["code"] for error in errors} == {"bad_gateway"}
+        assert {"larger than the bus carries" in error["message"] for error in errors} == {True}
+        assert len(gateway.provider.seen) == 2
+
+
+async def test_a_copy_that_the_worker_cannot_send_leaves_nobody_waiting() -> None:
+    """The leader's caller is nearer than the router, or its message just a little smaller."""
+    async with stage(cached()) as gateway:
+        first = await answered(gateway)
+        size = len(first.data) + headers_size(first.headers)
+        callers = [
+            gateway.ask(messages=[{"role": "user", "content": "olleh"}], **COLD) for _ in "ab"
+        ]
+        call = await gateway.provider.next_call()
+        gateway.buses["worker"].max_message = size + 30
+        call.reply(200, ANSWER)
+        assert says(await callers[0].reply()) == "hi"
+        (await gateway.provider.next_call()).reply(200, ANSWER)
+        assert says(await callers[1].reply()) == "hi"
+        await asyncio.sleep(0.1)
+        assert {r.outcome for r in gateway.requests} == {"ok"}
 
 
 async def test_followers_elsewhere_keep_the_call_when_its_leader_leaves() -> None:

@@ -147,14 +147,14 @@ class Flight(Generic[T]):
             return None
         attempt = headers.get(h.ATTEMPT, "1")
         number = headers.get(h.SEQ)
+        if self._attempt and attempt != self._attempt and h.SEAM not in headers:
+            return None
+        if number is not None and number != str(self.heard):
+            self.broken = True
+            return None
         if not self._attempt:
-            if number not in {None, "0"}:
-                self.broken = True
-                return None
             self._attempt = attempt
         elif attempt != self._attempt:
-            if h.SEAM not in headers:
-                return None
             self.seam = True
             self._attempt = attempt
             for listener in self.listeners:

@@ -17,6 +17,10 @@ from breakwater_protocol import headers as h
 from breakwater_protocol.subjects import Subjects
 
 PATIENCE_S: Final = 0.030
+TIMEOUT: Final = "2s"
+"""For the request itself, which nobody waits for that long: it is not tried again and again for a minute."""
+ANSWER_BYTES_MAX: Final = 256 * 1024
+"""Of one embedding: 4,096 dimensions take less than half."""
 
 
 class _Item(Struct):
@@ -46,7 +50,7 @@ class ThroughGateway:
     async def embed(
         self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
     ) -> Vector | NoVector:
-        headers = {h.CACHE: "off", h.PRIORITY: "interactive"}
+        headers = {h.CACHE: "off", h.PRIORITY: "interactive", h.TIMEOUT: TIMEOUT}
         if max_cost_nano_usd is not None:
             headers[h.MAX_COST] = usd_text(max_cost_nano_usd)
         try:
@@ -58,7 +62,7 @@ class ThroughGateway:
             )
         except (AskTimeout, NoResponders, BusError):
             return "no_embedding"
-        if h.SERVICE_ERROR_CODE in reply.headers:
+        if h.SERVICE_ERROR_CODE in reply.headers or len(reply.data) > ANSWER_BYTES_MAX:
             return "no_embedding"
         try:
             answer = msgspec.json.decode(reply.data, type=_Answer)
@@ -66,4 +70,5 @@ class ThroughGateway:
             return "no_embedding"
         if len(answer.data) != 1:
             return "no_embedding"
-        return np.array(answer.data[0].embedding, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and no vector
+            return np.array(answer.data[0].embedding, dtype=np.float32)

@@ -348,7 +348,8 @@ class Attempts:
         if failure is None or reply.answered:
             self._ended(life, reply)
             return
-        if call.started and not self._may_go_on(life):
+        # It had begun, and yet nothing is partial: its first words were more than the bus carries.
+        if call.started and reply.partial and not self._may_go_on(life):
             self._end_partial(life, failure)
             return
         # Of a target that is let at only a few at a time, a full worker is no news: back into the queue.

@@ -41,6 +41,10 @@ from breakwater_protocol.events import Heartbeat
 
 JITTER: Final = 0.1
 """Answers kept at the same moment do not end at the same moment; none is kept longer than was promised."""
+HEADERS_MAX: Final = 8_192
+"""Of a message with an answer."""
+PART_BYTES: Final = 256 * 1024
+"""Of each message of a stream that is given again and larger than the bus carries in one."""
 AFTERWARDS_S: Final = 0.001
 """After a hit, before its request is closed: the bus sends what it was given a few turns of the loop later."""
 EXACT_ID: Final = "e"
@@ -280,6 +284,13 @@ class CacheDesk:
             return False
         wall = clock.wall()
         body = template.filled(clock.new_id(""), int(wall))
+        parts: tuple[bytes, ...] = (body,)
+        if len(body) > self._context.bus.max_message - HEADERS_MAX:
+            parts = _in_parts(body, PART_BYTES) if life.stream else ()
+            if not parts:
+                self._count("exact", "too_large")
+                self._not_found(life)
+                return False
         life.verdict = verdict
         life.saved_nano_usd = entry.cost_nano_usd
         notes = life.notes
@@ -300,8 +311,10 @@ class CacheDesk:
                 if life.plan.attempts:
                     # A number of its own: nothing of an attempt given up for lost may join this stream.
                     facts[h.ATTEMPT] = str(life.plan.attempts + 1)
-                bus.publish(life.reply, body, headers={h.SEQ: "0", **facts})
-                bus.publish(life.reply, headers={h.SEQ: "1", h.END: "ok", **facts})
+                for number, part in enumerate(parts):
+                    bus.publish(life.reply, part, headers={h.SEQ: str(number), **facts})
+                end = str(len(parts))
+                bus.publish(life.reply, headers={h.SEQ: end, h.END: "ok", **facts})
             else:
                 bus.publish(life.reply, body, headers=facts)
         except BusError as error:
@@ -526,6 +539,19 @@ class CacheDesk:
                 "breakwater_cost_saved_usd_total", by=by
             )
         counter.add(nano / 1e9)
+
+
+def _in_parts(lines: bytes, most: int) -> tuple[bytes, ...]:
+    """A stream's lines as messages of so many bytes at most; none if one of them alone has more."""
+    parts: list[bytes] = []
+    start = 0
+    while start < len(lines):
+        end = len(lines) if len(lines) - start <= most else lines.rfind(b"\n", start, start + most)
+        if end <= start:
+            return ()
+        parts.append(lines[start:end])
+        start = end + 1
+    return tuple(parts)
 
 
 def _nothing_kept(reason: str) -> f.NotCached:

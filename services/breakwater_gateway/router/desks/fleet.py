@@ -10,7 +10,7 @@ from breakwater_gateway.router.flights import Flight, Form, Listener, Said
 from breakwater_gateway.router.home import Home
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.runtime.actor import Context
-from breakwater_gateway.runtime.bus import BusError, Inbox, Message
+from breakwater_gateway.runtime.bus import BusError, Inbox, Message, MessageTooLarge
 from breakwater_protocol import flights
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Tap
@@ -277,6 +277,9 @@ class Fleet:
     def _send(self, subject: str, data: bytes, headers: dict[str, str], reply: str = "") -> None:
         try:
             self._context.bus.publish(subject, data, headers=headers, reply=reply)
+        except MessageTooLarge:
+            # Only answers are: who listens does not get this one from us.
+            self._send(subject, b"", {FLIGHT: flights.GONE})
         except BusError as error:
             self._context.log.warning("not_sent", subject=subject[:200], error=repr(error))
 

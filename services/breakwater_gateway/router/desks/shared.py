@@ -19,11 +19,12 @@ from breakwater_gateway.router.flights import Flight, Flights, Form, Said
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.answers import usd
-from breakwater_gateway.runtime.bus import BusError, Message
+from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Finished
+from breakwater_protocol.flights import CUT, FLIGHT
 
 PATIENCE: Final = 0.5
 """Of its time to a first token: so long a stream waits for a whole answer that another asked for."""
@@ -146,6 +147,9 @@ class Shared:
             life.copies.take(message.data, message.headers)
         if flight.leader is not life or message.no_responders:
             return
+        if message.headers.get(FLIGHT) == CUT:
+            self._fail(flight, _too_large())
+            return
         said = flight.hear(message.data, message.headers)
         if said is None:
             if flight.broken:
@@ -206,7 +210,6 @@ class Shared:
             headers.update(marks(given))
         if h.SEAM in given:
             headers[h.SEAM] = given[h.SEAM]
-        life.given += 1
         partial_ = ""
         if said.ends:
             life.saved_nano_usd = nano_usd(given.get(h.COST_USD, ""))
@@ -216,9 +219,24 @@ class Shared:
                 headers[h.END] = given[h.END]
             if partial_ := given.get(h.PARTIAL, ""):
                 headers[h.PARTIAL] = partial_
-        self._send(life, data, headers)
+        if not self._send(life, data, headers):
+            self._unsent(life, flight)
+            return
+        life.given += 1
         if said.ends:
             self._ended(life, None, partial=partial_)
+
+    def _unsent(self, life: Life, flight: Flight[Life]) -> None:
+        """The leader's caller is nearer, and had it all the same."""
+        failure = _too_large()
+        if life.given:
+            self._end_partial(life, f.kind(failure), failure)
+            return
+        flight.leave(life)
+        life.flight = None
+        self._nobody_left(flight)
+        self._free(life)
+        self._gave_up(life, failure)
 
     @staticmethod
     def _without_usage(data: bytes) -> bytes:
@@ -403,11 +421,19 @@ class Shared:
         else:
             self._gave_up(life, failure)
 
-    def _send(self, life: Life, data: bytes, headers: dict[str, str]) -> None:
+    def _send(self, life: Life, data: bytes, headers: dict[str, str]) -> bool:
+        """False: it is larger than the bus carries."""
         try:
             self._context.bus.publish(life.reply, data, headers=headers)
+        except MessageTooLarge:
+            return False
         except BusError as error:
             self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
+        return True
+
+
+def _too_large() -> f.Failure:
+    return f.MalformedAnswer("the provider's answer is larger than the bus carries")
 
 
 def marks(given: Mapping[str, str]) -> dict[str, str]:

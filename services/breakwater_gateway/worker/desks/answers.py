@@ -11,7 +11,7 @@ import msgspec
 
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.answers import usd
-from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.bus import Message, MessageTooLarge
 from breakwater_gateway.worker.exchange import Whole
 from breakwater_gateway.worker.run import Run
 from breakwater_protocol import failures as f
@@ -32,6 +32,7 @@ class Answers:
     # To the caller.
 
     def chunks(self, run: Run, lines: list[bytes]) -> None:
+        """Raises `MessageTooLarge`: then the caller has nothing of it."""
         work = run.work
         headers = {h.SEQ: str(run.seq)}
         if work.attempt > 1:
@@ -44,9 +45,10 @@ class Answers:
                 headers[h.SEAM] = work.deployment
             else:
                 headers.update(self._facts(run))
-            run.started = True
-        run.seq += 1
         self._say(run, lines[0] if len(lines) == 1 else b"\n".join(lines), headers)
+        # What the bus does not carry was not said.
+        run.started = True
+        run.seq += 1
 
     def whole(self, run: Run, answer: Whole) -> None:
         headers = self._facts(run)
@@ -74,9 +76,12 @@ class Answers:
             return
         if last and run.usage is not None:
             headers = {**headers, h.USAGE: msgspec.json.encode(run.usage).decode()}
-        bus.publish(copy_to, data, headers=headers)
-        for tap in run.taps:
-            bus.publish(tap, data, headers=headers)
+        for to in (copy_to, *run.taps):
+            try:
+                bus.publish(to, data, headers=headers)
+            except MessageTooLarge:
+                # The caller is in this process, where more goes than over the bus: it has its answer.
+                bus.publish(to, headers={FLIGHT: CUT})
 
     def _facts(self, run: Run) -> dict[str, str]:
         work = run.work
