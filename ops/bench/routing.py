@@ -23,7 +23,11 @@ from breakwater_gateway.config.model import (
     Route,
     StrategyName,
 )
+from breakwater_gateway.pricing.estimate import read_ask
+from breakwater_gateway.router.affordable import affordable
+from breakwater_gateway.router.charges import hold_for
 from breakwater_gateway.router.explain import assume_workers
+from breakwater_gateway.router.money import Money
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.requests import decode_request
 from breakwater_gateway.router.routing import Routing
@@ -168,10 +172,33 @@ def looks() -> None:
             return found
 
         print(f"{cost_us(look):10.2f} µs  {name} ({len(sent)} bytes)", flush=True)
+    bounded(10)
     targets, found = standing(10, "latency")
     event = attempt("d3", Random(3))
     fold = cost_us(lambda: targets.heard(event, found.deployments[3], now=6.0))
     print(f"{fold:10.2f} µs  fold an ended attempt, where a strategy compares them")
+
+
+def bounded(count: int) -> None:
+    """What a request with a bound of its own pays for it; one without pays nothing."""
+    targets, found = standing(count, "least-busy")
+    by_id = {each.id: each for each in found.deployments}
+    given = targets.order(found, now=5.0, now_wall=0.0, draw=Random(2).random, ask=ASK)
+
+    def sift() -> object:
+        ask = read_ask("chat", REQUEST)
+
+        def quote(id_: str) -> int | None:
+            bound = hold_for(ask, by_id[id_], "m", at=0.0).bound
+            return None if bound is None else bound.nano_usd
+
+        kept, _ = affordable(Money(10**9), quote, *given)
+        assert kept
+        return kept
+
+    print(
+        f"{cost_us(sift):10.2f} µs  a bound of the request's own, {count} deployments", flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def now() -> float:
 
 async def refused(gateway: Gateway, retry_after: str = "5") -> str:
     call = await gateway.provider.next_call()
-    call.reply(429, LIMITED, retry_after=retry_after)
+    call.reply(429, LIMITED)
+    # A header that is sent twice is two of them.
+    call.answer.raw_headers = [(b"retry-after", said.encode()) for said in retry_after.split("|")]
     return key_of(call)
 
 
@@ -169,6 +171,8 @@ async def test_a_rejected_key_and_a_limited_one_leave_a_request_to_wait_for_the_
         ("1000000000", 120.0),
         ("far", 120.0),
         ("2, 7", 7.0),
+        ("2|7", 7.0),
+        ("inf|3", 3.0),
         ("0", 1.0),
     ],
 )

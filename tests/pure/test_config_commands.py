@@ -91,6 +91,11 @@ def test_check_warns_of_unknown_prices_where_the_price_decides(tmp_path: Path) -
         f"{path}: warning: no price is known for openai/nobody: the strategy cost of a tries"
         " openai/nobody last; give it a price\n"
     )
+    path.write_text(f"models: {{a: {{retry: {{max_cost: 1}}, deployments: {deployments}}}}}")
+    assert run("check", str(path)).stderr == (
+        f"{path}: warning: no price is known for openai/nobody: retry.max_cost of a keeps"
+        " openai/nobody out; give it a price\n"
+    )
 
 
 def test_check_of_a_bad_file_prints_every_mistake_and_exits_with_3(bad: str) -> None:

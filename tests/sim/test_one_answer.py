@@ -14,6 +14,7 @@ from tests.virtual_time import VirtualTimeLoop
 from breakwater_gateway.config.model import (
     Config,
     Hedge,
+    KeyRef,
     OnContentFilter,
     Price,
     RetryPolicy,
@@ -111,6 +112,7 @@ def settings_of(
     attempts: int,
     money: int | None,
     *,
+    keys: int,
     hedged: bool,
     on_cut: str,
     mended: bool,
@@ -122,6 +124,7 @@ def settings_of(
             attempts=attempts, max_cost_nano_usd=None if money is None else money * CALL
         ),
         price=PRICE,
+        api_keys=(KeyRef("env", "KEY_A"), KeyRef("env", "KEY_B"))[:keys],
     )
     model = msgspec.structs.replace(
         plain.models["m"],
@@ -144,6 +147,7 @@ def is_terminal(caller: Caller, at: int) -> bool:
     names=st.sampled_from(["a", "ab", "abc"]),
     attempts=st.integers(1, 4),
     money=st.sampled_from([None, 0, 1, 1, 2, 3]),
+    keys=st.integers(0, 2),
     hedged=st.booleans(),
     on_cut=st.sampled_from(["partial", "continue"]),
     mended=st.booleans(),
@@ -154,13 +158,16 @@ def test_every_request_has_one_answer_in_time(
     names: str,
     attempts: int,
     money: int | None,
+    keys: int,
     hedged: bool,
     on_cut: str,
     mended: bool,
     streams: list[bool],
     behaviours: list[tuple[str, float]],
 ) -> None:
-    plan = settings_of(names, attempts, money, hedged=hedged, on_cut=on_cut, mended=mended)
+    plan = settings_of(
+        names, attempts, money, keys=keys, hedged=hedged, on_cut=on_cut, mended=mended
+    )
 
     async def run() -> None:
         async with stage(plan, workers=2) as gateway:

@@ -109,21 +109,33 @@ def _check(file: str, *, as_json: bool) -> None:
 
 def _unpriced(config: "Config") -> list[str]:
     """Deployments without a known price where the price decides."""
-    if not any(model.strategy == "cost" for model in config.models.values()):
+    models = [
+        model
+        for model in config.models.values()
+        if model.strategy == "cost" or model.retry.max_cost_nano_usd is not None
+    ]
+    if not models:
         return []
     from breakwater_gateway.pricing.prices import shipped
 
     now = time.time()
-    return [
-        f"no price is known for {each.provider}/{each.model}: the strategy cost of {model.name} tries"
-        f" {each.id} last; give it a price"
-        for model in config.models.values()
-        if model.strategy == "cost"
-        for each in model.deployments
-        if each.price is None
-        and not each.model.endswith("*")
-        and shipped().price_of(each.provider, each.model, now) is None
-    ]
+    found: list[str] = []
+    for model in models:
+        for each in model.deployments:
+            if (
+                each.price is not None
+                or each.model.endswith("*")
+                or shipped().price_of(each.provider, each.model, now) is not None
+            ):
+                continue
+            unknown = f"no price is known for {each.provider}/{each.model}"
+            if model.retry.max_cost_nano_usd is not None:
+                bound = f"retry.max_cost of {model.name} keeps {each.id} out"
+                found.append(f"{unknown}: {bound}; give it a price")
+            else:
+                cost = f"the strategy cost of {model.name} tries {each.id} last"
+                found.append(f"{unknown}: {cost}; give it a price")
+    return found
 
 
 def _in_vain(config: "Config") -> list[str]:
