@@ -178,6 +178,59 @@ async def test_a_poisoned_value_is_named_and_not_served() -> None:
             assert (shown.kept, shown.skipped) == (None, reason)
 
 
+VECTOR = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [1.0]}]}
+
+
+@pytest.mark.parametrize(
+    ("api", "body", "answer"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}, ANSWER),
+        ("responses", {"input": "hi"}, ANSWER),
+        ("embeddings", {"input": ["hi"]}, json.dumps(VECTOR).encode()),
+    ],
+)
+async def test_the_other_apis_have_the_key_of_their_requests_too(
+    api: i.InspectApi, body: dict[str, Any], answer: bytes
+) -> None:
+    headers = {"anthropic-beta": "one"}
+    fields = body if api == "embeddings" else {**body, "temperature": 0}
+    asked = msgspec.Raw(json.dumps({"model": "m", **fields}).encode())
+    async with stage(cached()) as gateway:
+        caller = gateway.ask(api=api, headers=headers, **fields)
+        (await gateway.provider.next_call()).reply(200, answer)
+        await caller.reply()
+        await asyncio.sleep(0.1)
+        found = await inspected(
+            gateway, tenant="t", request=i.AsIf(body=asked, api=api, headers=headers)
+        )
+        assert found.verdict == "hit", found
+        assert found.kept is not None
+        assert found.kept.api == api
+        bare = await inspected(gateway, tenant="t", request=i.AsIf(body=asked, api=api))
+        assert bare.verdict == ("miss" if api == "messages" else "hit")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'{"request":{"body":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+        b'{"request":{"body":1,"api":"other"}}',
+        b'{"request":{"body":{"model":"m"},"headers":{"a":1}}}',
+        b'{"id":' + b'"x"' * 2 + b"}",
+    ],
+)
+async def test_what_is_no_inspection_is_refused_in_a_sentence(said: bytes) -> None:
+    async with stage(cached()) as gateway:
+        reply = await gateway.bus.ask("bw.v1.cache.exact.inspect", said, timeout_s=5)
+        found = msgspec.json.decode(reply.data, type=i.Inspected)
+        assert found.error
+        assert len(found.error) < 500
+        assert (await as_if(gateway, **COLD)).verdict == "miss"
+
+
 # ---------------------------------------------------------------- what means the same
 
 

@@ -27,6 +27,7 @@ from breakwater_gateway.router.desks.inspection import Inspection
 from breakwater_gateway.router.desks.ladder import PATIENCE, Walk
 from breakwater_gateway.router.desks.measures import Measures
 from breakwater_gateway.router.desks.mending import Mending
+from breakwater_gateway.router.eligible import native_of
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.options import Options, money_of, read_options
@@ -69,7 +70,6 @@ from breakwater_protocol.subjects import BadToken, Subject
 
 _FIRST_WORKER_S: Final = 1.2
 """Workers beat twice a second: whoever is there has been heard by then."""
-NATIVE_HEADER_MAX: Final = 2048
 _VIEWS: Final = 6
 """Subscriptions to what is published, before those that take requests."""
 _TENANTS_KEPT: Final = 16_384
@@ -449,11 +449,7 @@ class Router(Actor):
         if options.judged is not None:
             self._say_verdict(tenant, *options.judged)
         if api == "messages":
-            life.native_headers = {
-                name: message.headers[name][:NATIVE_HEADER_MAX]
-                for name in h.NATIVE
-                if name in message.headers
-            }
+            life.native_headers = native_of(api, message.headers)
         return life
 
     def _say_verdict(self, tenant: str, id_: str, verdict: Verdict) -> None:

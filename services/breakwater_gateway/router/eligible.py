@@ -19,6 +19,7 @@ from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest
 
 HEADS_MAX: Final = 4_096
+NATIVE_HEADER_MAX: Final = 2_048
 _OFF: Final = NotCached("off")
 _NOT_CONFIGURED: Final = NotCached("not_configured")
 _SAMPLED: Final = NotCached("sampled")
@@ -126,6 +127,13 @@ def scope_of(policy: CachePolicy, options: Options, asked: Asked) -> str:
             return f"user:{user}" if user else ""
         case "key":
             return f"key:{options.key}" if options.key else ""
+
+
+def native_of(api: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """Header fields of the caller's dialect that travel to the provider, and so change the answer."""
+    if api != "messages":
+        return {}
+    return {name: headers[name][:NATIVE_HEADER_MAX] for name in h.NATIVE if name in headers}
 
 
 def lowered(options: Options, model: Model) -> f.InvalidRequest | None:

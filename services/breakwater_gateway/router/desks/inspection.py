@@ -19,7 +19,7 @@ from breakwater_gateway.cache.exact import Held
 from breakwater_gateway.cache.key import Key
 from breakwater_gateway.config.model import Config, Model
 from breakwater_gateway.router.desks.kept import Kept
-from breakwater_gateway.router.eligible import Eligible, lowered, scope_of
+from breakwater_gateway.router.eligible import Eligible, lowered, native_of, scope_of
 from breakwater_gateway.router.options import Options, read_options
 from breakwater_gateway.router.requests import decode_request
 from breakwater_gateway.router.routing import Routing
@@ -28,7 +28,6 @@ from breakwater_gateway.runtime.bus import AskTimeout, BusError, Message, NoResp
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_protocol import cache as c
 from breakwater_protocol import failures as f
-from breakwater_protocol import headers as h
 from breakwater_protocol import inspection as i
 from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest, NativeRequest
 
@@ -77,7 +76,7 @@ class Inspection:
     def _on_ask(self, message: Message) -> None:
         try:
             asked = self._context.subjects.cache_inspect.decode(message.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self._answer(message, self._said(error=f"not an inspection: {str(error)[:200]}"))
             return
         self._tasks.spawn(self._inspect(asked, message))
@@ -316,9 +315,7 @@ class Inspection:
             asked=request,
             body=body,
             options=claimed,
-            native={name: headers[name] for name in h.NATIVE if name in headers}
-            if as_if.api == "messages"
-            else {},
+            native=native_of(as_if.api, headers),
         )
         keyed = i.Keyed(
             tenant=asked.tenant,
