@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 FILE_MAX: Final = 256 * 1024 * 1024
 
 
-@click.command(help="Which threshold labelled pairs support: PAIRS has lines of {a, b, same}.")
+@click.command(
+    short_help="Which threshold labelled pairs support.",
+    help="Which threshold labelled pairs support: PAIRS has lines of {a, b, same}.",
+)
 @click.argument("pairs", metavar="PAIRS.jsonl", type=click.Path(), required=False)
 @click.option("--live", is_flag=True, help="Judge the running cache by its own labels instead.")
 @click.option(

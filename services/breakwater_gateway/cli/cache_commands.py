@@ -19,7 +19,7 @@ PURGE_S: Final = 60.0
 FILE_MAX: Final = 256 * 1024 * 1024
 
 
-@click.group(help="The semantic cache: calibrate its threshold, see what it holds, empty it.")
+@click.group(help="The cache: calibrate its threshold, ask it why, see what it holds, empty it.")
 def cache() -> None:
     """The group itself does nothing."""
 
@@ -28,7 +28,10 @@ cache.add_command(calibrate)
 cache.add_command(inspect)
 
 
-@cache.command(help="What each router's memory and each shard of the semantic cache hold and did.")
+@cache.command(
+    short_help="What routers and shards hold and did.",
+    help="What each router's memory and each shard of the semantic cache hold and did.",
+)
 @click.option("--tenant", help="Only this tenant's.")
 @as_json_option
 @reach.nats
@@ -153,7 +156,10 @@ async def forget(bus: "Bus", which: "Purge", *, as_json: bool) -> int:
     return 0
 
 
-@cache.command(help="Ask what FILE lists, so that it is kept: lines of {request, api, namespace}.")
+@cache.command(
+    short_help="Ask what a file lists, so that it is kept.",
+    help="Ask what FILE lists, so that it is kept: lines of {request, api, namespace}.",
+)
 @click.argument("file", metavar="FILE.jsonl", type=click.Path())
 @click.option("--tenant", default="default", show_default=True)
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, metavar="SECONDS")

@@ -38,7 +38,8 @@ _CODES: Final = {
 
 
 @click.command(
-    help="What is kept under ID (a breakwater-cache-id or a digest), or why --request misses."
+    short_help="What is kept under an id; why a request is a hit or a miss.",
+    help="What is kept under ID (a breakwater-cache-id or a digest), or why --request is a hit or a miss.",
 )
 @click.argument("id_", metavar="[ID|DIGEST]", required=False)
 @click.option(

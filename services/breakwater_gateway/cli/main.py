@@ -22,7 +22,7 @@ _COMMANDS: Final = {
     "breaker": ("breaker_commands", "breaker", "List, trip and reset breakers."),
     "route": ("live_route", "route", "Say where a request would go, and why."),
     "ladder": ("ladder_commands", "ladder", "Try what a model does when it cannot answer."),
-    "cache": ("cache_commands", "cache", "Calibrate the semantic cache, see it, empty it."),
+    "cache": ("cache_commands", "cache", "Calibrate the cache, ask it why, see it, empty it."),
     "traces": ("trace_commands", "traces", "See how far traces are exported; export them again."),
     "config": ("live_config", "config", "Check and show the configuration."),
 }
