@@ -50,7 +50,8 @@ def stats(tenant: str | None, as_json: bool, nats_url: str, creds: str | None) -
 
 
 @cache.command(
-    help="Forget answers, exact and semantic: all, or those of a tenant, a model, one id."
+    short_help="Forget answers, and the questions that lead to them.",
+    help="Forget answers, exact and semantic: all, or those of a tenant, a model, one id.",
 )
 @click.option("--tenant")
 @click.option("--model", help="As callers or the configuration name it.")
