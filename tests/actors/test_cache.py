@@ -16,11 +16,22 @@ from tests.virtual_time import VirtualTimeLoop
 from breakwater_gateway.cache import entry as entries
 from breakwater_gateway.cache.semantic import decode_entry, encode_entry
 from breakwater_gateway.cli.cache_warming import BadRows, read_rows, warm
-from breakwater_gateway.config.model import CachePolicy, Config, Limits, Price, Rung, Semantic
+from breakwater_gateway.config import codec
+from breakwater_gateway.config.model import (
+    Auth,
+    CachePolicy,
+    Config,
+    Limits,
+    Price,
+    RateLimit,
+    Rung,
+    Semantic,
+)
 from breakwater_gateway.identity import issue
 from breakwater_gateway.runtime.bus import Message, headers_size
 from breakwater_gateway.runtime.memory_bus import MemoryStore
 from breakwater_gateway.runtime.metrics import render
+from breakwater_gateway.runtime.service import publish_config
 from breakwater_protocol.cache import (
     Feedback,
     FeedbackReply,
@@ -31,6 +42,7 @@ from breakwater_protocol.cache import (
 )
 from breakwater_protocol.commands import Cancel, Work
 from breakwater_protocol.events import CacheChanged
+from breakwater_protocol.keys import BUCKET as KEYS
 from breakwater_protocol.keys import KeyRecord
 
 pytestmark = pytest.mark.anyio
@@ -127,6 +139,103 @@ async def test_the_same_request_is_answered_without_a_call_and_says_so() -> None
         assert (miss.cache, miss.cost_nano_usd, miss.cost_saved_nano_usd) == ("miss", 1050, None)
         assert (hit.cache, hit.cost_nano_usd, hit.cost_saved_nano_usd) == ("hit", 0, 1050)
         assert hit.outcome == "ok"
+
+
+async def test_a_request_that_was_answered_from_memory_is_over_at_once() -> None:
+    """What is told of it comes later; nothing that comes meanwhile may take it for one in flight."""
+    settings = msgspec.structs.replace(
+        cached(), rate_limits=(RateLimit("user", "*", concurrent=1),)
+    )
+    headers = {"breakwater-user": "ann"}
+    async with stage(settings) as gateway:
+        await answered(gateway, headers=headers)
+        for _ in range(5):
+            reply = await gateway.ask(headers=headers, **COLD).reply()
+            assert reply.headers["breakwater-cache"] == "hit"
+            assert gateway.actor("router").load().in_flight == 0
+
+
+async def test_a_cancel_after_the_answer_changes_nothing() -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        caller = gateway.ask(**COLD)
+        await caller.reply()
+        cancel(gateway, "r2")
+        await asyncio.sleep(0.1)
+        assert len(caller.all) == 1
+        assert [(r.request, r.outcome) for r in gateway.requests] == [("r1", "ok"), ("r2", "ok")]
+
+
+async def test_an_id_that_comes_again_right_after_its_answer_is_answered_again() -> None:
+    async with stage(cached()) as gateway:
+        headers = {"breakwater-request-id": "mine"}
+        await answered(gateway, headers=headers)
+        replies = [await gateway.ask(headers=headers, **COLD).reply() for _ in range(3)]
+        assert [r.headers["breakwater-request-id"] for r in replies] == ["mine"] * 3
+        await asyncio.sleep(0.1)
+        assert [(r.request, r.cache) for r in gateway.requests[1:]] == [("mine", "hit")] * 3
+        assert gateway.provider.seen == ["a"]
+
+
+@pytest.mark.parametrize("end", ["stop", "drain"])
+async def test_a_router_that_leaves_right_after_an_answer_still_tells_of_it_once(end: str) -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        caller = gateway.ask(**COLD)
+        await caller.reply()
+        router = gateway.actor("router")
+        await (router.stop() if end == "stop" else router.drain())
+        await asyncio.sleep(0.1)
+        assert [(r.request, r.outcome, r.cache) for r in gateway.requests] == [
+            ("r1", "ok", "miss"),
+            ("r2", "ok", "hit"),
+        ]
+        assert len(caller.all) == 1
+
+
+async def test_the_event_of_a_hit_tells_the_time_of_its_answer() -> None:
+    async with stage(cached()) as gateway:
+        await answered(gateway)
+        await gateway.ask(**COLD).reply()
+        answered_at = gateway.wall()
+        await asyncio.sleep(0.1)
+        hit = gateway.requests[-1]
+        assert (hit.duration_ms, hit.overhead_ms) == (0.0, 0.0)
+        assert hit.at == pytest.approx(answered_at, abs=1e-5)
+
+
+async def test_a_body_that_came_before_is_still_held_against_all_that_may_have_changed() -> None:
+    record, secret = issue.made(
+        random=b"r" * 32, id_random=b"i" * 6, now=0.0, tenant="t", user="ann"
+    )
+    auth = msgspec.convert({"mode": "keys", "nats": "key"}, Auth)
+    async with stage(msgspec.structs.replace(cached(), auth=auth)) as gateway:
+        keys = await gateway.bus.store(KEYS)
+        await keys.put(record.id, msgspec.json.encode(record))
+        await asyncio.sleep(0.1)
+        headers = {"breakwater-key": secret}
+        await answered(gateway, headers=headers)
+        for _ in range(3):
+            reply = await gateway.ask(headers=headers, **COLD).reply()
+            assert reply.headers["breakwater-cache"] == "hit"
+        assert (await gateway.ask(**COLD).error())["status"] == 401
+        assert (await gateway.ask(tenant="u", headers=headers, **COLD).error())["status"] == 403
+        await keys.put(record.id, msgspec.json.encode(issue.revoked(record, now=0.0)))
+        await asyncio.sleep(0.1)
+        assert (await gateway.ask(headers=headers, **COLD).error())["status"] == 401
+
+
+async def test_a_body_that_came_before_is_read_anew_after_a_change_of_the_configuration() -> None:
+    settings = cached()
+    async with stage(settings) as gateway:
+        await answered(gateway)
+        for _ in range(3):
+            assert (await gateway.ask(**COLD).reply()).headers["breakwater-cache"] == "hit"
+        limits = msgspec.structs.replace(settings.limits, body_bytes=10)
+        smaller = msgspec.structs.replace(settings, limits=limits)
+        await publish_config(gateway.bus, SUBJECTS, codec.encode(smaller))
+        await asyncio.sleep(1)
+        assert (await gateway.ask(**COLD).error())["status"] == 413
 
 
 async def test_what_is_sampled_is_neither_kept_nor_shared_unless_the_model_says_so() -> None:

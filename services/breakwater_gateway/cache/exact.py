@@ -10,10 +10,13 @@ from typing import Final
 
 from breakwater_gateway.cache.entry import Entry
 from breakwater_gateway.cache.replay import Template, template
+from breakwater_protocol import headers as h
 
 OVERHEAD: Final = 2_048
 """Bytes that an entry takes besides its payload."""
 LOOKED_AT: Final = 8
+EXACT_ID: Final = "e"
+"""First letter of `breakwater-cache-id` where the request was the same to the byte; its key follows."""
 _FREE: Final = 1_000
 """Nano-USD that an answer without a known cost counts as: being quick is worth something too."""
 
@@ -23,6 +26,7 @@ class Held:
 
     __slots__ = (
         "entry",
+        "facts",
         "fresh_until",
         "hits",
         "kept_until",
@@ -34,6 +38,12 @@ class Held:
 
     def __init__(self, entry: Entry, place: int) -> None:
         self.entry = entry
+        self.facts = {h.CACHE_ID: EXACT_ID + entry.digest}
+        """What every answer out of it says in its headers."""
+        if entry.deployment:
+            self.facts[h.DEPLOYMENT] = entry.deployment
+        if entry.dropped:
+            self.facts[h.DROPPED_PARAMS] = entry.dropped
         self.fresh_until = entry.stored_at + entry.fresh_s
         self.kept_until = entry.stored_at + entry.kept_s
         self.hits = 0

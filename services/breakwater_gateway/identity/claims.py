@@ -31,6 +31,8 @@ def presented(headers: Mapping[str, str], query_key: str = "") -> str:
     `x-goog-api-key` and `?key=`, and those of other gateways' clients. A key of ours (`bw-`) wins over
     anything else that is shown beside it: some clients must send a provider's key too.
     """
+    if not (headers or query_key):
+        return ""
     shown = [
         headers.get(h.KEY, ""),
         _bearer(headers.get("authorization", "")),

@@ -30,6 +30,7 @@ from breakwater_gateway.router.desks.mending import Mending
 from breakwater_gateway.router.eligible import native_of
 from breakwater_gateway.router.ladder import Ladder, narrowed, rungs_of
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.money import Money
 from breakwater_gateway.router.options import Options, money_of, read_options
 from breakwater_gateway.router.plan import (
     Envelope,
@@ -73,6 +74,9 @@ _FIRST_WORKER_S: Final = 1.2
 _VIEWS: Final = 6
 """Subscriptions to what is published, before those that take requests."""
 _TENANTS_KEPT: Final = 16_384
+AFTERWARDS_S: Final = 0.002
+"""Between an answer out of memory and what is told of it: the bus sends what it was given a few turns of the loop
+later, and the caller waits for nothing else."""
 
 
 class _Meters(Struct, frozen=True):
@@ -116,6 +120,7 @@ class Router(Actor):
             tasks=self._tasks,
             begin=self._attempts.begin,
             stop=self._attempts.stop_calls,
+            answered=self._answered,
             ended=self._end,
             gave_up=self._gave_up,
             failed=self._answer_failure,
@@ -156,6 +161,8 @@ class Router(Actor):
         self._idle.set()
         self._subscriptions: list[Subscription] = []
         self._meters: dict[tuple[str, str, str, str], _Meters] = {}
+        self._untold: list[tuple[Life, float, float]] = []
+        """Requests that were answered at once, and when, by both clocks: nobody was told of them yet."""
         self._inflight = context.metrics.gauge("breakwater_inflight", actor=self.kind)
 
     # ------------------------------------------------------------ life
@@ -207,6 +214,7 @@ class Router(Actor):
         for subscription in requests:
             await subscription.drain()
         await self._idle.wait()
+        self._tell_all()
         await self._measures.drain()
         await self._tasks.join()
         for subscription in self._subscriptions[:_VIEWS]:
@@ -217,6 +225,7 @@ class Router(Actor):
         await self.context.bus.flush()
 
     async def stop(self) -> None:
+        self._tell_all()
         self._cache.stop()
         for life in list(self._live.values()):
             self._answer_failure(life, f.Overloaded("the router was stopped", retry_after_s=1.0))
@@ -387,9 +396,14 @@ class Router(Actor):
         refusal = self._shedding.refusal(options.priority, len(self._live))
         if refusal is not None:
             return refusal
-        asked = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
-        if not isinstance(asked, ChatRequest | EmbeddingsRequest | NativeRequest):
-            return asked
+        repeat = self._cache.repeats.find(api, message.data)
+        if repeat is not None:
+            asked = repeat.asked
+        else:
+            read = decode_request(message.data, api=api, limit=self.config.limits.body_bytes)
+            if not isinstance(read, ChatRequest | EmbeddingsRequest | NativeRequest):
+                return read
+            asked = read
         shown = presented(message.headers)
         if shown or (self.config.auth.nats == "key" and subject is not self.context.subjects.embed):
             claimed = self._claims(shown, options, tenant, asked.model)
@@ -422,7 +436,6 @@ class Router(Actor):
         money = money_of(model.retry, options)
         if isinstance(money, f.InvalidRequest):
             return money
-        total_s = model.timeouts.total_s if options.total_s is None else options.total_s
         self._turn += 1
         life = Life(
             request_id=request_id,
@@ -433,17 +446,10 @@ class Router(Actor):
             asked=asked,
             model=model,
             options=options,
-            plan=Plan(
-                policy=model.retry,
-                envelope=Envelope(
-                    attempts_max=model.retry.attempts, deadline=now + total_s, money=money
-                ),
-                first_key=self._turn,
-                spare=ladder.simple_models,
-                patience=now + total_s * PATIENCE if ladder.simple_models else None,
-            ),
+            plan=partial(_plan, model, options, ladder, money, now, self._turn),
             ladder=ladder,
             began=now,
+            repeat=repeat,
         )
         life.route = routed
         if options.judged is not None:
@@ -508,6 +514,23 @@ class Router(Actor):
         self._publish(life.reply, body, error_headers(failure, life.facts("error")))
         self._end(life, None, failure=failure)
 
+    def _answered(self, life: Life) -> None:
+        """With what is kept: it is over, and others are told of it when the answer has left the bus's hands."""
+        if not self._leave(life):
+            return
+        clock = self.context.clock
+        now = clock.now()
+        self._untold.append((life, now, clock.wall()))
+        if len(self._untold) == 1:
+            clock.call_at(now + AFTERWARDS_S, self._tell_all)
+        if life.flight is not None:
+            self._cache.ended(life, None, None)
+
+    def _tell_all(self) -> None:
+        untold, self._untold = self._untold, []
+        for life, now, wall in untold:
+            self._tell(life, None, None, "", now=now, wall=wall)
+
     def _end(
         self,
         life: Life,
@@ -516,25 +539,47 @@ class Router(Actor):
         failure: f.Failure | None = None,
         partial: str = "",
     ) -> None:
+        if not self._leave(life):
+            return
+        if reply is not None:
+            failure, partial = reply.failure, reply.partial
+        clock = self.context.clock
+        self._tell(life, reply, failure, partial, now=clock.now(), wall=clock.wall())
+        self._cache.ended(life, reply, failure)
+
+    def _leave(self, life: Life) -> bool:
+        """Nothing is done for it any more, and its place is free. False: it had left before."""
         self._attempts.leave(life)
         if self._live.pop(life.request_id, None) is None:
-            return
+            return False
         self._mending.ended(life)
         self._inflight.set(len(self._live))
         self._shedding.ended(self.context.clock.now())
         if not self._live:
             self._idle.set()
-        if reply is not None:
-            failure, partial = reply.failure, reply.partial
-        told = f.Cancelled("caller_gone") if life.gone else failure
+        return True
+
+    def _tell(
+        self,
+        life: Life,
+        reply: Finished | None,
+        failure: f.Failure | None,
+        partial: str,
+        *,
+        now: float,
+        wall: float,
+    ) -> None:
+        """Its event, its measures and its line in the log."""
         clock, context = self.context.clock, self.context
+        if life.gone:
+            failure = f.Cancelled("caller_gone")
         event = life.finished(
-            now=clock.now(),
-            at=clock.wall(),
+            now=now,
+            at=wall,
             router=context.id,
             config_revision=self.config_revision,
             reply=reply,
-            failure=told,
+            failure=failure,
             partial=partial,
         )
         meters = self._measure(life.home.name, event.deployment, event.outcome, event.rung)
@@ -562,9 +607,8 @@ class Router(Actor):
             attempts=event.attempts,
             stream=event.stream,
             duration_ms=round(event.duration_ms, 2),
-            failure="" if told is None else f.kind(told),
+            failure="" if failure is None else f.kind(failure),
         )
-        self._cache.ended(life, reply, failure)
 
     # ------------------------------------------------------------ small things
 
@@ -591,3 +635,22 @@ class Router(Actor):
                 overhead=metrics.histogram("breakwater_overhead_seconds", model=model),
             )
         return meters
+
+
+def _plan(
+    model: Model,
+    options: Options,
+    ladder: Ladder,
+    money: Money | None,
+    began: float,
+    first_key: int,
+) -> Plan:
+    """Of a request for that model."""
+    total_s = model.timeouts.total_s if options.total_s is None else options.total_s
+    return Plan(
+        policy=model.retry,
+        envelope=Envelope(attempts_max=model.retry.attempts, deadline=began + total_s, money=money),
+        first_key=first_key,
+        spare=ladder.simple_models,
+        patience=began + total_s * PATIENCE if ladder.simple_models else None,
+    )

@@ -14,6 +14,7 @@ from breakwater_gateway.cache.decision import TEMPERATURE_MAX
 from breakwater_gateway.cache.key import Key, Keys, NotCached, head_of
 from breakwater_gateway.config.model import CachePolicy, Model
 from breakwater_gateway.router.options import Options
+from breakwater_gateway.router.repeats import Place, Repeat
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Asked, ChatRequest, EmbeddingsRequest
@@ -32,7 +33,7 @@ class Eligible:
 
     def __init__(self) -> None:
         self._keys = Keys()
-        self._heads: dict[tuple[str, ...], bytes] = {}
+        self._heads: dict[Place, bytes] = {}
         self._aliases: dict[int, tuple[Model, str]] = {}
         """By identity: a model's deployments may be narrowed for a request."""
 
@@ -51,8 +52,10 @@ class Eligible:
         body: bytes,
         options: Options,
         native: Mapping[str, str],
+        repeat: Repeat | None = None,
     ) -> Key | NotCached:
-        """`model`: the one asked for, as routed; `native`: the caller's header fields for its provider."""
+        """`model`: the one asked for, as routed; `native`: the caller's header fields for its provider;
+        `repeat`: what is known of the body from when it came before."""
         policy = model.cache
         if options.cache == "off":
             return _OFF
@@ -64,38 +67,34 @@ class Eligible:
         scope = scope_of(policy, options, asked)
         if not scope:
             return _NO_USER if policy.scope == "user" else _NO_KEY
-        head = self._head(tenant, scope, api, self._points_to(model), asked.model, options, native)
-        key = self._keys.of(head, body, api=api)
+        points_to = self._points_to(model)
+        place: Place = (tenant, scope, api, points_to, asked.model, options.cache_namespace)
+        if native:
+            place = (*place, *(f"{k}:{v}" for k, v in sorted(native.items())))
+        key = None if repeat is None else repeat.keys.get(place)
+        if key is None:
+            key = self._keys.of(self._head(place, native), body, api=api)
+            if repeat is not None:
+                repeat.keep(place, key)
         if not policy.sampled and isinstance(key, Key) and key.sampled:
             hot = key.temperature is not None and key.temperature > TEMPERATURE_MAX
             if policy.semantic is None or hot:
                 return _SAMPLED
         return key
 
-    def _head(
-        self,
-        tenant: str,
-        scope: str,
-        api: str,
-        points_to: str,
-        name: str,
-        options: Options,
-        native: Mapping[str, str],
-    ) -> bytes:
-        place: tuple[str, ...] = (tenant, scope, api, points_to, name, options.cache_namespace)
-        if native:
-            place = (*place, *(f"{k}:{v}" for k, v in sorted(native.items())))
+    def _head(self, place: Place, native: Mapping[str, str]) -> bytes:
         found = self._heads.get(place)
         if found is None:
             if len(self._heads) >= HEADS_MAX:
                 self._heads.clear()
+            tenant, scope, api, points_to, name, namespace = place[:6]
             found = self._heads[place] = head_of(
                 tenant=tenant,
                 scope=scope,
                 api=api,
                 model=name,
                 points_to=points_to,
-                namespace=options.cache_namespace,
+                namespace=namespace,
                 native=native,
             )
         return found

@@ -1,5 +1,6 @@
 """One request in flight: what was asked, how far it has come, and what will be told of it at the end."""
 
+from collections.abc import Callable
 from math import inf
 from typing import Final, Literal, Protocol
 
@@ -15,6 +16,7 @@ from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Candidate, Dispatch, Plan
 from breakwater_gateway.router.release import Rank
+from breakwater_gateway.router.repeats import Repeat
 from breakwater_gateway.router.routing import Routed
 from breakwater_gateway.router.strategies import ANY, Ask
 from breakwater_gateway.router.targets import Considered
@@ -62,6 +64,7 @@ class Call:
 
 class Life:
     __slots__ = (
+        "_plan",
         "api",
         "asked",
         "began",
@@ -93,11 +96,11 @@ class Life:
         "options",
         "over",
         "places",
-        "plan",
         "probe",
         "provider_ms",
         "queued",
         "queued_at",
+        "repeat",
         "reply",
         "request_id",
         "route",
@@ -123,9 +126,10 @@ class Life:
         asked: Asked,
         model: Model,
         options: Options,
-        plan: Plan,
+        plan: Plan | Callable[[], Plan],
         ladder: Ladder,
         began: float,
+        repeat: Repeat | None = None,
     ) -> None:
         self.request_id, self.tenant, self.api = request_id, tenant, api
         self.reply = reply
@@ -147,8 +151,11 @@ class Life:
         self.notes: dict[str, str] = {}
         """Header fields of the answer: what was done to the request."""
         self.options = options
-        self.plan = plan
+        self._plan = plan
+        """The plan, or what makes it once somebody asks."""
         self.began = began
+        self.repeat = repeat
+        """What is known of the body, where it came before."""
         self.stream = isinstance(asked, ChatRequest | NativeRequest) and bool(asked.stream)
         self.native_headers: dict[str, str] = {}
         self.first_token_s = (
@@ -204,6 +211,24 @@ class Life:
         self.saved_nano_usd: int | None = None
         self.label = ""
         """Of the semantic cache's miss: the fresh answer tells whether the nearest one would have done."""
+
+    @property
+    def plan(self) -> Plan:
+        """Made when it is first asked for: an answer that is kept needs none."""
+        plan = self._plan
+        if not isinstance(plan, Plan):
+            plan = self._plan = plan()
+        return plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._plan = plan
+
+    @property
+    def attempts(self) -> int:
+        """Calls of the request so far."""
+        plan = self._plan
+        return plan.attempts if isinstance(plan, Plan) else 0
 
     @property
     def ask(self) -> Ask:
@@ -379,10 +404,10 @@ class Life:
         """What the router's own answers say of the request."""
         facts = {
             h.REQUEST_ID: once.shown(self.request_id),
-            h.MODEL: self.asked.model.encode("ascii", "backslashreplace").decode("ascii")[:200],
+            h.MODEL: _ascii(self.asked.model),
             h.RUNG: rung,
             h.CACHE: self.verdict,
-            h.ATTEMPTS: str(self.plan.attempts),
+            h.ATTEMPTS: str(self.attempts),
             **self.notes,
         }
         if self.call is not None and rung not in FREE:
@@ -436,7 +461,7 @@ class Life:
             rung="error" if failure is not None and not partial else self.rung,
             cache=self.verdict,
             rung_reason="" if cause is None or self.rung == "primary" else f.kind(cause),
-            attempts=self.plan.attempts,
+            attempts=self.attempts,
             stream=self.stream,
             duration_ms=duration_ms,
             overhead_ms=max(0.0, duration_ms - waited_ms),
@@ -453,6 +478,13 @@ class Life:
             traceparent=self.options.traceparent,
             tracestate=self.options.tracestate,
         )
+
+
+def _ascii(name: str) -> str:
+    """As a header may have it."""
+    if not name.isascii():
+        name = name.encode("ascii", "backslashreplace").decode("ascii")
+    return name[:200]
 
 
 def outcome(failure: f.Failure | None, partial: str) -> str:

@@ -115,15 +115,16 @@ class Attempts:
     def leave(self, life: Life) -> None:
         """The request is over: nothing of it is held, timed or listened for any more."""
         life.over = True
-        self._probes.give_back(life, f.WorkerBusy())
-        for call in list(life.calls):
-            self._release(life, call, late=True)
+        if life.inbox is not None:  # it came to call somebody
+            self._probes.give_back(life, f.WorkerBusy())
+            for call in list(life.calls):
+                self._release(life, call, late=True)
+            self._queues.leave(life)
+            self._late.close(life)
         self._books.ended(life)
-        self._queues.leave(life)
         life.wait(None)
         if life.copies_inbox is not None:
             life.copies_inbox.close()
-        self._late.close(life)
 
     def stop(self) -> None:
         self._presence.stop()

@@ -28,6 +28,7 @@ from breakwater_gateway.router.flights import Flight
 from breakwater_gateway.router.flights import Form as Wanted
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.money import TOO_DEAR, UNPRICED
+from breakwater_gateway.router.repeats import Repeats
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError, Message
@@ -39,16 +40,13 @@ from breakwater_protocol.cache import ANSWER_MAX, Hit, Lookup, Miss, Purge, Stor
 from breakwater_protocol.commands import Cancel, Finished
 from breakwater_protocol.events import Heartbeat
 
+_NOTHING_USD: Final = usd(0)
 JITTER: Final = 0.1
 """Answers kept at the same moment do not end at the same moment; none is kept longer than was promised."""
 HEADERS_MAX: Final = 8_192
 """Of a message with an answer."""
 PART_BYTES: Final = 256 * 1024
 """Of each message of a stream that is given again and larger than the bus carries in one."""
-AFTERWARDS_S: Final = 0.001
-"""After a hit, before its request is closed: the bus sends what it was given a few turns of the loop later."""
-EXACT_ID: Final = "e"
-"""First letter of `breakwater-cache-id` where the request was the same to the byte; its key follows."""
 
 
 class CacheDesk:
@@ -59,23 +57,26 @@ class CacheDesk:
         tasks: TaskSet,
         begin: Callable[[Life], None],
         stop: Callable[[Life, str], None],
+        answered: Callable[[Life], None],
         ended: Ended,
         gave_up: Callable[[Life, f.Failure], None],
         failed: Callable[[Life, f.Failure], None],
         cheapest: Callable[[Life], int],
     ) -> None:
-        """`cheapest`: what a call costs at least at most, in nano-USD. `begin` lets a request call providers; `stop` ends its calls; `ended`, `gave_up` and `failed` are
-        the ways in which it leaves: answered, to the next rung, with that failure."""
+        """`begin` lets a request call providers; `stop` ends its calls; `answered`, `ended`, `gave_up` and
+        `failed` are the ways in which it leaves: with what is kept, with a shared answer, to the next rung,
+        with that failure. `cheapest`: what a call costs at least at most, in nano-USD."""
         self._context = context
         self._config = context.config
         self._tasks = tasks
-        self._ended = ended
+        self._answered = answered
         self._failed = failed
         self._begin = begin
         self._cheapest = cheapest
         self.kept = Kept(context, tasks=tasks)
         self.care = Care(context, self.kept, config=lambda: self._config, tasks=tasks)
         self.eligible = Eligible()
+        self.repeats = Repeats()
         self._counters: dict[tuple[str, str], Counter] = {}
         self._saved: dict[str, Counter] = {}
         self._meaning = Meaning(context)
@@ -93,6 +94,7 @@ class CacheDesk:
     def on_config(self, config: Config) -> None:
         before, self._config = self._config, config
         self.eligible.forget()
+        self.repeats.forget()
         self.kept.on_limits(before.limits, config.limits)
 
     # ------------------------------------------------------------ before a provider is called
@@ -117,6 +119,8 @@ class CacheDesk:
         if mode != "refresh" or key.once:
             held = self.kept.memory.get(key.digest, self._context.clock.wall())
             if held is not None and self._is_fresh(life, held):
+                if life.repeat is None:
+                    self.repeats.keep(life.api, life.body, life.asked)
                 self._serve(life, held, "hit")
                 return
             if mode != "only" and self._follow(life, key):
@@ -261,6 +265,7 @@ class CacheDesk:
             body=life.body,
             options=life.options,
             native=life.native_headers,
+            repeat=life.repeat,
         )
 
     def _is_fresh(self, life: Life, held: Held) -> bool:
@@ -293,24 +298,19 @@ class CacheDesk:
                 return False
         life.verdict = verdict
         life.saved_nano_usd = entry.cost_nano_usd
-        notes = life.notes
-        if entry.deployment:
-            notes[h.DEPLOYMENT] = entry.deployment
-        if entry.dropped:
-            notes[h.DROPPED_PARAMS] = entry.dropped
-        notes[h.CACHE_ID] = EXACT_ID + entry.digest
-        notes[h.CACHE_AGE] = str(max(0, int(wall - entry.stored_at)))
-        if extra:
-            notes.update(extra)
         facts = life.facts(life.rung)
-        facts[h.COST_USD] = usd(0)
+        facts.update(held.facts)
+        facts[h.CACHE_AGE] = str(max(0, int(wall - entry.stored_at)))
+        if extra:
+            facts.update(extra)
+        facts[h.COST_USD] = _NOTHING_USD
         facts[h.OVERHEAD_MS] = f"{life.overhead_ms(clock.now()):.2f}"
         try:
             bus = self._context.bus
             if life.stream:
-                if life.plan.attempts:
+                if life.attempts:
                     # A number of its own: nothing of an attempt given up for lost may join this stream.
-                    facts[h.ATTEMPT] = str(life.plan.attempts + 1)
+                    facts[h.ATTEMPT] = str(life.attempts + 1)
                 for number, part in enumerate(parts):
                     bus.publish(life.reply, part, headers={h.SEQ: str(number), **facts})
                 end = str(len(parts))
@@ -321,8 +321,7 @@ class CacheDesk:
             self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
         self._count("semantic" if verdict == "semantic" else "exact", verdict)
         self._save(verdict, entry.cost_nano_usd)
-        # Event and log are written when the answer has left.
-        clock.call_at(clock.now() + AFTERWARDS_S, partial(self._ended, life, None))
+        self._answered(life)
         return True
 
     # ------------------------------------------------------------ keeping an answer
