@@ -15,9 +15,18 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.conftest import NatsProcess
-from tests.drills.test_drills import Fleet
+from tests.drills.test_drills import Fleet, started
 from tests.e2e.load import load
-from tests.e2e.processes import HELLO, Gateway, Simulator, config, report
+from tests.e2e.processes import (
+    HELLO,
+    Gateway,
+    Process,
+    Simulator,
+    config,
+    environment,
+    report,
+    until,
+)
 
 from breakwater_gateway.config.model import BreakerPolicy, Config, Deployment, Model, Timeouts
 from breakwater_gateway.health.actor import Health
@@ -224,6 +233,141 @@ async def test_one_probe_an_epoch_in_the_whole_cluster(
     assert max(at_once) == 1
     assert killed
     assert all(won[epoch + 1] == 1 for epoch in killed)
+
+
+PROBED = """\
+  probed:
+    deployments: [{model: probed/m, id: probed}]
+    retry: {attempts: 1}
+    timeouts: {total: 1s}
+    breaker: {consecutive: 1, open: 60ms, open_cap: 80ms}
+    cache: {exact: off}
+"""
+PROCESSES, ROUTERS_EACH = 4, 5
+CROWD = 24
+"""Requests at once when a breaker is half open: about one a router."""
+
+
+class Cluster:
+    """Health, two workers, and twenty routers in four processes, which can be replaced."""
+
+    def __init__(self, directory: Path, nats: str, settings: str) -> None:
+        self._directory, self.nats = directory, nats
+        self.config = directory / "breakwater.yaml"
+        self.config.write_text(settings)
+        self._started = 0
+        self.running: dict[str, Process] = {}
+        for name in ("health", "worker-0", "worker-1"):
+            kind = name.partition("-")[0]
+            arguments = ["run", kind, "--nats", nats, "--config", str(self.config)]
+            self.running[name] = Process(directory / name, *arguments)
+        for name in list(self.running):
+            until(partial(started, self.running[name]), "it serves")
+        for place in range(PROCESSES):
+            self.start(place)
+        for place in range(PROCESSES):
+            until(partial(self.serves, place), "its routers serve")
+
+    def start(self, place: int) -> None:
+        self._started += 1
+        self.running[f"routers-{place}"] = Process(
+            self._directory / f"routers-{place}-{self._started}",
+            self.nats,
+            str(ROUTERS_EACH),
+            module="tests.drills.many_routers",
+            env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+        )
+
+    def serves(self, place: int) -> bool:
+        return self.running[f"routers-{place}"].stderr.count("actor_started") == ROUTERS_EACH
+
+    def discard(self) -> None:
+        for process in self.running.values():
+            process.discard()
+
+
+async def test_one_probe_an_epoch_as_the_provider_counts_them(
+    tmp_path: Path, simulator: Simulator, nats_server: Callable[..., NatsProcess]
+) -> None:
+    """Twenty whole routers; now and then a process of five is killed while the probe is under way."""
+    simulator.script(lane="probed", first_token_ms=25, faults=[{"class": "server_error"}])
+    text = config(simulator, tail=PROBED)
+    provider = (
+        f'providers:\n  probed: {{wire: openai, base_url: "{simulator.base_url("probed")}"}}\n'
+    )
+    cluster = Cluster(
+        tmp_path,
+        nats_server(max_file_store="4GB").url,
+        text.replace("providers:\n", provider, 1),
+    )
+    half_open: list[int] = []
+    heard = asyncio.Event()
+    killed: list[int] = []
+    answered: Counter[str] = Counter()
+    probed: Counter[int] = Counter()
+    asked: set[asyncio.Task[None]] = set()
+    try:
+        async with Client(cluster.nats) as client:
+
+            async def follow() -> None:
+                async for message in client.listen(SUBJECTS.health.any()):
+                    changed = SUBJECTS.health.decode(message.data)
+                    if changed.state == "half_open":
+                        half_open.append(changed.epoch)
+                        heard.set()
+
+            async def count() -> None:
+                async for message in client.listen(SUBJECTS.attempt.any()):
+                    probed[SUBJECTS.attempt.decode(message.data).epoch] += 1
+
+            async def ask() -> None:
+                try:
+                    await client.complete(model="probed", messages=HELLO, stall_timeout_s=5)
+                    answered["ok"] += 1
+                except BreakwaterError as error:
+                    answered[getattr(error, "code", "") or type(error).__name__] += 1
+
+            listening = [asyncio.create_task(follow()), asyncio.create_task(count())]
+            await asyncio.sleep(2.0)
+            await ask()  # the first failure opens it
+            while len(half_open) < EPOCHS:
+                async with asyncio.timeout(20):
+                    await heard.wait()
+                heard.clear()
+                for _ in range(CROWD):
+                    task = asyncio.create_task(ask())
+                    asked.add(task)
+                    task.add_done_callback(asked.discard)
+                if len(half_open) // 40 > len(killed):
+                    place = len(killed) % PROCESSES
+                    await asyncio.sleep(0.01)
+                    cluster.running[f"routers-{place}"].kill()
+                    killed.append(half_open[-1])
+                    cluster.start(place)
+            await asyncio.gather(*asked)
+            await asyncio.sleep(1.0)
+            for task in listening:
+                task.cancel()
+    finally:
+        simulator.script(lane="probed")
+        cluster.discard()
+    lane = simulator.lane("probed")
+    show(
+        f"{len(half_open)} half-open epochs, {PROCESSES * ROUTERS_EACH} routers in {PROCESSES} processes",
+        {
+            "calls at the provider": lane["started"],
+            "most at once there": lane["in_flight_peak"],
+            "most of one epoch": max(probed.values()),
+            "processes killed": len(killed),
+            "requests": dict(answered),
+        },
+    )
+    assert lane["in_flight_peak"] == 1
+    assert max(probed.values()) == 1
+    # Beside the probes only the first call, which opened it.
+    assert lane["started"] <= len(set(half_open)) + 1
+    assert lane["started"] >= EPOCHS // 2
+    assert len(killed) >= 4
 
 
 DOWN = """\
