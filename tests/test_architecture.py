@@ -48,7 +48,7 @@ MAY_TALK: Final = {
 
 MAY_IMPORT_NATS: Final = (
     f"{PROTOCOL}/client.py",
-    f"{GATEWAY}/runtime/nats_bus.py",
+    f"{GATEWAY}/runtime/nats_connection.py",
     f"{GATEWAY}/runtime/nats/*",
 )
 

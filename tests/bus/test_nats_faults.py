@@ -20,7 +20,8 @@ from breakwater_gateway.runtime.bus import (
     MessageTooLarge,
     NoResponders,
 )
-from breakwater_gateway.runtime.nats_bus import NatsBus, Watchdog, connect_nats
+from breakwater_gateway.runtime.nats_bus import NatsBus, connect_nats
+from breakwater_gateway.runtime.nats_connection import Watchdog
 
 pytestmark = pytest.mark.anyio
 

@@ -62,7 +62,8 @@ SEQUENCE: Final = "Nats-Sequence"
 class Side(Askable, Asks, Protocol):
     """The connection for what must not disturb the hot path."""
 
-    max_message: int
+    @property
+    def max_message(self) -> int: ...
 
     def new_subject(self) -> str:
         """Of this connection alone, and outside its inboxes."""
