@@ -118,8 +118,16 @@ async def test_a_provider_that_sends_no_first_token_is_left_for_the_next() -> No
         assert 10 <= asyncio.get_running_loop().time() - began < 10.2
         assert silent.aborted.is_set()
         second.start()
-        second.send(delta("x", "stop"), b"data: [DONE]\n\n")
+        second.send(delta("x"))
         assert (await caller.reply()).headers["breakwater-deployment"] == "b"
+        await asyncio.sleep(3)
+        second.send(delta("", "stop"), b"data: [DONE]\n\n")
+        await caller.reply()
+        assert float((await caller.reply()).headers["breakwater-overhead-ms"]) < 100
+        await asyncio.sleep(0.1)
+        (event,) = gateway.requests
+        assert event.duration_ms >= 13_000
+        assert event.overhead_ms < 100, "waiting for a provider is none of ours"
 
 
 async def test_a_stream_that_stops_in_the_middle_is_a_partial_answer() -> None:

@@ -100,6 +100,26 @@ async def test_the_other_call_answers_when_the_first_fails() -> None:
         assert gateway.provider.seen == ["a", "b"]
 
 
+async def test_waiting_before_a_second_call_is_the_provider_s_time() -> None:
+    async with stage(hedged("a", "b")) as gateway:
+        for stream in (False, True):
+            caller = gateway.ask(stream=stream)
+            await gateway.provider.next_call()
+            second = await gateway.provider.next_call()
+            if stream:
+                second.start()
+                second.send(delta("x", "stop"), b"data: [DONE]\n\n")
+                await caller.reply()
+            else:
+                second.reply(200, ANSWER)
+            last = await caller.reply()
+            assert last.headers["breakwater-deployment"] == "b"
+            assert float(last.headers["breakwater-overhead-ms"]) < 100
+            await asyncio.sleep(0.1)
+            assert gateway.requests[-1].duration_ms >= 1000
+            assert gateway.requests[-1].overhead_ms < 100
+
+
 async def test_a_hedge_never_exceeds_the_envelope() -> None:
     async with stage(hedged("a", "b", attempts=1)) as gateway:
         caller = gateway.ask()
@@ -133,7 +153,7 @@ async def test_a_cut_stream_goes_on_from_another_deployment_with_the_seam_marked
         first = await gateway.provider.next_call()
         first.start()
         first.send(delta("One, two, "))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2)
         first.cut()
         second = await gateway.provider.next_call()
         assert second.deployment == "b"
@@ -147,6 +167,9 @@ async def test_a_cut_stream_goes_on_from_another_deployment_with_the_seam_marked
             str(n) for n in range(len(caller.all))
         ]
         assert [m.headers.get("breakwater-seam") for m in caller.all].count("b") == 1
+        assert float(end["breakwater-overhead-ms"]) < 100
+        await asyncio.sleep(0.1)
+        assert gateway.requests[-1].overhead_ms < 100
 
 
 async def test_a_killed_workers_stream_goes_on_too() -> None:

@@ -48,9 +48,19 @@ class Timer(Protocol):
 class Call:
     """One attempt in a worker's hands."""
 
-    __slots__ = ("hold", "request", "started", "step", "timer", "worker")
+    __slots__ = ("alone_ms", "hold", "request", "since", "started", "step", "timer", "worker")
 
-    def __init__(self, request: str, step: Dispatch, worker: str, hold: Hold | None = None) -> None:
+    def __init__(
+        self,
+        request: str,
+        step: Dispatch,
+        worker: str,
+        hold: Hold | None = None,
+        *,
+        since: float,
+        beside: "Call | None" = None,
+    ) -> None:
+        """`beside`: the call that is under way already."""
         self.request = request
         self.hold = hold
         """What budgets reserved for it; None where nothing limits it."""
@@ -60,6 +70,9 @@ class Call:
         """A byte of the answer may have reached the caller."""
         self.timer: Timer | None = None
         """When a second call is made beside this one."""
+        self.since = since
+        self.alone_ms = 0.0 if beside is None else (since - beside.since) * 1000
+        """How long the other call had been waited for by then."""
 
 
 class Life:
@@ -379,7 +392,7 @@ class Life:
             key_epoch=step.candidate.key_epochs[step.key] if step.candidate.key_epochs else 0,
             region_epoch=step.candidate.region_epoch,
             spent_ms=(now - self.began) * 1000,
-            provider_ms=self.provider_ms,
+            provider_ms=self.provider_ms + call.alone_ms,
             native_headers=self.native_headers if deployment.wire == "anthropic" else {},
             refuse_dropped=self.model.unsupported_params == "refuse",
             hurried=self.hurried,
@@ -444,10 +457,6 @@ class Life:
         """The event that ends it. `reply`: the worker's last word, when the worker ended it."""
         cause = self.ladder.cause
         duration_ms = (now - self.began) * 1000
-        waited_ms = self.provider_ms
-        if reply is not None and self.stream and reply.failure is None:
-            # Of a stream the worker's whole time is the provider's: chunks go on as they come.
-            waited_ms = reply.duration_ms
         return RequestFinished(
             request=self.request_id,
             tenant=self.tenant,
@@ -464,7 +473,7 @@ class Life:
             attempts=self.attempts,
             stream=self.stream,
             duration_ms=duration_ms,
-            overhead_ms=max(0.0, duration_ms - waited_ms),
+            overhead_ms=self.overhead_ms(now),
             first_token_ms=reply.first_token_ms if reply else None,
             usage=reply.usage if reply else None,
             cost_nano_usd=reply.cost_nano_usd if reply else 0 if self._is_free else None,

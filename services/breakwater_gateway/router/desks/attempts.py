@@ -244,7 +244,8 @@ class Attempts:
             self._budget(life, step).request(now)
         if hold is not None:
             self._books.note(life, deployment, hold)
-        call = Call(life.request_id, step, worker, hold)
+        beside = life.calls[0] if life.calls else None
+        call = Call(life.request_id, step, worker, hold, since=now, beside=beside)
         work = life.work(call, deployment, now=now)
         life.note(
             "dispatch",
@@ -331,7 +332,9 @@ class Attempts:
 
     def _on_finished(self, life: Life, call: Call, reply: Finished) -> None:
         failure = reply.failure
-        life.provider_ms += reply.provider_ms
+        # Of a stream the worker's whole time is the provider's: chunks go on as they come.
+        life.provider_ms += reply.duration_ms if call.started else reply.provider_ms
+        life.provider_ms += call.alone_ms
         if isinstance(failure, f.RateLimited):
             self._targets.refused(
                 call.step.candidate.target,
