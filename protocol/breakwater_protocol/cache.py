@@ -119,6 +119,37 @@ class Miss(Struct, frozen=True, omit_defaults=True, tag="miss", tag_field="reply
 LookupReply = Hit | Miss
 
 
+class LookWritten(Struct, frozen=True, omit_defaults=True):
+    """Which questions that an operator wrote an answer to are near to this one? Any `cache` that has their
+    vectors answers; without embeddings nobody hears it."""
+
+    request: str
+    tenant: str
+    text: str
+    """The last user turn."""
+    may_call: bool = False
+    """The request can afford a call of a model that makes embeddings, where those are not local."""
+    max_cost_nano_usd: int | None = None
+    """What that call may cost at most; None: only budgets bound it."""
+
+
+class Near(Struct, frozen=True):
+    question: str
+    """As it is written in `static_answers`."""
+    similarity: float
+    """Cosine of the two."""
+
+
+class NearWritten(Struct, frozen=True, omit_defaults=True):
+    found: tuple[Near, ...] = ()
+    """The nearest first. Where they all have one answer, the nearest with another one follows."""
+    called: bool = False
+    """A model was called for the text's vector."""
+    reason: MissReason | None = None
+    """Why nothing was found: `too_long`, `no_embedding`, `vector` or `overloaded`. The router's own: `no_owner`,
+    `late`, `silent`, `malformed`."""
+
+
 class Store(Struct, frozen=True, omit_defaults=True):
     """A complete answer that may be given again. Sent without a reply subject: nobody waits for it."""
 

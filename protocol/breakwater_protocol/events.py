@@ -110,7 +110,8 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     """One step of a request's plan, as the router took it."""
 
     step: str
-    """`route` (taken), `consider` (chosen among), `skip` (no choice, and why), `dispatch`, `wait`, `answer`."""
+    """`route` (taken), `consider` (chosen among), `skip` (no choice, and why), `dispatch`, `wait`, `answer`,
+    `rung` (of the ladder), `match` (of a written answer: `reason` is how it was found)."""
     at_ms: float
     """Since the request arrived."""
     deployment: str = ""
@@ -119,7 +120,8 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     wait_ms: float = 0.0
     score: float | None = None
-    """The strategy's, smaller is better: calls in flight by size, ms, nano-USD, or the part of a rate used."""
+    """The strategy's, smaller is better: calls in flight by size, ms, nano-USD, or the part of a rate used. Of
+    a `match`: 0 to 1, larger is better."""
 
 
 class RequestFinished(Struct, frozen=True, omit_defaults=True):

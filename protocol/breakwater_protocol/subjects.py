@@ -165,6 +165,11 @@ class Subjects:
         self.cache_lookup = subject(
             "cache.{shard}.lookup", cache.Lookup, "Is there an answer to what means the same?"
         )
+        self.cache_written = subject(
+            "cache.written",
+            cache.LookWritten,
+            "Which written questions are near to this one? No responders without embeddings.",
+        )
         self.cache_store = subject(
             "cache.{shard}.store", cache.Store, "A complete answer that may be given again."
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from breakwater_gateway.cache.embed.minilm import is_available
 from breakwater_gateway.cli.main import cli
 
 FILE = """\
@@ -96,6 +97,43 @@ def test_a_model_without_a_ladder_has_the_error_alone(folder: Path) -> None:
     result = run(folder, "fast", "--json")
     assert {rung for _, rung, _ in rungs(result)} == {"error"}
     assert result.exit_code == 0
+
+
+@pytest.mark.skipif(bool(is_available()), reason=is_available() or "installed")
+def test_a_local_embedder_finds_what_is_meant(folder: Path) -> None:
+    (folder / "breakwater.yaml").write_text(FILE + "embeddings: {local: minilm}\n")
+    (folder / "faq.yaml").write_text(
+        FAQ + "- {questions: [What does shipping cost?], answer: $5}\n"
+    )
+    question = "How expensive is shipping?"
+    result = run(folder, "main", "--question", question, "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    found = {row["match"]: row["match_score"] for row in rows if row["rung"] == "static"}
+    assert list(found) == ["meaning"]
+    assert 0.85 <= found["meaning"] <= 1
+    assert ("provider down+fast", "static", True) in rungs(result)
+    shown = run(folder, "main", "--question", question).stdout
+    assert f"meaning {found['meaning']:.2f}" in shown
+    assert ("provider down+fast", "error", True) in rungs(
+        run(folder, "main", "--question", "Why is the sea blue?", "--json")
+    )
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "why"),
+    [
+        ("{model: openai/text-embedding-3-small}", "no model is called for vectors"),
+        ("{local: /nowhere}", "/nowhere"),
+    ],
+)
+def test_where_no_vectors_can_be_made_here_words_decide_and_it_is_said(
+    folder: Path, embeddings: str, why: str
+) -> None:
+    (folder / "breakwater.yaml").write_text(FILE + f"embeddings: {embeddings}\n")
+    result = run(folder, "main", "--json")
+    assert why in result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {row["match"] for row in rows if row["rung"] == "static"} == {"words"}
 
 
 def test_what_cannot_be_tried_is_said(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The cache's actor on the memory bus, in virtual time, with an embedder whose vectors the test chooses."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -53,6 +53,7 @@ class Chosen:
     """An embedder: texts that mean the same have near vectors because the test says so."""
 
     name = "chosen"
+    calls = False
 
     def __init__(self) -> None:
         self.vectors: dict[str, Vector] = {}
@@ -75,8 +76,16 @@ class Chosen:
     async def close(self) -> None:
         return
 
+    async def embed_all(self, texts: Sequence[str], tenant: str) -> list[Vector | NoVector]:
+        return [await self.embed(text, tenant) for text in texts]
+
     async def embed(
-        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+        self,
+        text: str,
+        tenant: str,
+        *,
+        max_cost_nano_usd: int | None = None,
+        patience_s: float | None = None,
     ) -> Vector | NoVector:
         self.asked.append(text)
         if self.late_s:

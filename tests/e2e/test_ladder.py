@@ -9,6 +9,8 @@ import openai
 import pytest
 from tests.e2e.processes import PATIENCE_S, Gateway, once, until
 
+from breakwater_gateway.cache.embed.minilm import is_available
+
 pytestmark = pytest.mark.nats
 
 # Port 9 is discard: nobody listens there.
@@ -72,3 +74,30 @@ def test_written_answers_reach_every_sdk_and_change_with_their_file(gateway: Gat
     assert said(gateway) == "Always"
     shown = once(gateway.config_path.parent, "config", "show", "--nats", gateway.nats)
     assert "answer: Always" in shown.stdout
+
+
+@pytest.mark.skipif(bool(is_available()), reason=is_available() or "installed")
+def test_a_written_answer_is_found_by_what_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "faq.yaml").write_text(
+        FAQ + "- {questions: [What does shipping cost?], answer: Five dollars}\n"
+    )
+    gateway = Gateway(tmp_path, config=CONFIG + "embeddings: {local: minilm}\n")
+
+    def answer(question: str) -> httpx.Response:
+        return httpx.post(
+            gateway.base_url + "/chat/completions",
+            json={"model": "main", "messages": [{"role": "user", "content": question}]},
+            trust_env=False,
+            timeout=PATIENCE_S,
+        )
+
+    try:
+        until(lambda: "written_questions_known" in gateway.stderr, "their vectors are made")
+        found = answer("How expensive is shipping?")
+        assert found.json()["choices"][0]["message"]["content"] == "Five dollars"
+        assert found.headers["breakwater-rung"] == "static"
+        assert found.headers["breakwater-match"] == "meaning"
+        assert 0.85 <= float(found.headers["breakwater-match-score"]) <= 1
+        assert answer("How expensive is shipping to 3 friends?").status_code == 503
+    finally:
+        gateway.end()

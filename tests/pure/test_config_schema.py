@@ -116,6 +116,7 @@ FULL: dict[str, Any] = {
     "embeddings": {"model": "b"},
     "static_answers": [{"questions": ["When are you open?"], "answer": "Every day."}],
     "static_threshold": 0.5,
+    "static_similarity": 0.9,
     "static_default": "Nobody can answer right now.",
     "providers": {
         "p": {

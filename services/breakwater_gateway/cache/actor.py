@@ -4,6 +4,9 @@ A shard has one owner at a time, by a lease, and only the owner subscribes to it
 "no responders" at once and go on as after a miss. Entries and labels are kept in the bucket `bw_semantic`,
 from which the next owner makes the index anew; answers are not here but in `bw_cache`. Several instances
 share the shards out evenly; while no model has a semantic cache, none is claimed.
+
+Whoever embeds knows what is near: each instance that has the vectors of the static answers' questions tells
+routers which of those are near to a question.
 """
 
 import asyncio
@@ -30,6 +33,7 @@ from breakwater_gateway.cache.semantic import (
     unit,
 )
 from breakwater_gateway.cache.shards import Shards, entry_key
+from breakwater_gateway.cache.written import Written, wanted
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.runtime import bus as b
 from breakwater_gateway.runtime.actor import Actor, Context, Load
@@ -53,6 +57,12 @@ KEEP_RETRY_S: Final = 0.2
 PURGE_S: Final = 30.0
 PURGED_AT_ONCE: Final = 64
 DRAIN_S: Final = 2.0
+WRITTEN_PATIENCE_S: Final = 0.2
+"""The call of a model for the vector of a question that a written answer might suit."""
+LEARN_AGAIN_S: Final = (0.5, 60.0)
+"""Between attempts to embed the written questions, doubled each time."""
+TENANT: Final = "breakwater"
+"""For whom those are embedded: nobody's budget but the gateway's own."""
 REPLY_MAX: Final = 512 * 1024
 """Bytes of labels in one reply."""
 
@@ -69,6 +79,9 @@ class Cache(Actor):
         self._embedder: Embedder | None = None
         self._remembered = Remembered()
         self._keeper = Keeper(context.config, embedder="")
+        self._written = Written(context.config)
+        self._written_heard: b.Subscription | None = None
+        self._learning = TaskSet(context.log)
         self._tasks = TaskSet(context.log)
         self._shards = Shards(
             context,
@@ -100,6 +113,8 @@ class Cache(Actor):
 
     async def drain(self) -> None:
         self.draining = True
+        await self._learning.cancel()
+        await self._silence_written()
         await self._shards.silence()
         await self._tasks.join()
         try:
@@ -116,16 +131,22 @@ class Cache(Actor):
         self.draining = True
         self._unkept_some.set()
         await self._shards.close()
+        await self._learning.cancel()
         await self._tasks.cancel()
         if self._embedder is not None:
             await self._embedder.close()
 
     def on_config(self, config: Config, revision: int) -> None:
         changed = config.embeddings != self.config.embeddings
+        rewritten = config.static_answers != self.config.static_answers or (
+            wanted(config) != wanted(self.config)
+        )
         super().on_config(config, revision)
         self._keeper.configure(config)
         if changed:
             self._tasks.spawn(self._choose_embedder())
+        elif rewritten:
+            self._learning.spawn(self._learn_written())
 
     def load(self) -> Load:
         return Load(capacity=IN_HAND_MAX, in_flight=len(self._tasks))
@@ -194,6 +215,41 @@ class Cache(Actor):
         answer = self._keeper.answer(
             asked, found, now=clock.wall(), draw=clock.draw(), id_=clock.new_id("")
         )
+        self._reply(message, answer)
+
+    def _on_written(self, message: b.Message) -> None:
+        asked = self._read(self.context.subjects.cache_written, message)
+        if asked is None or not message.reply:
+            return
+        vector = self._remembered.get(asked.tenant, asked.text)
+        if vector is not None:
+            self._reply(message, c.NearWritten(self._written.near(vector)))
+        elif len(asked.text) > c.TEXT_MAX:
+            self._reply(message, c.NearWritten(reason="too_long"))
+        elif self._embedder is None or (self._embedder.calls and not asked.may_call):
+            self._reply(message, c.NearWritten(reason="no_embedding"))
+        elif len(self._tasks) >= IN_HAND_MAX:
+            self._reply(message, c.NearWritten(reason="overloaded"))
+        else:
+            self._tasks.spawn(self._find_written(message, asked, self._embedder))
+
+    async def _find_written(
+        self, message: b.Message, asked: c.LookWritten, embedder: Embedder
+    ) -> None:
+        written = self._written
+        made = await self._vector_of(
+            asked.text,
+            asked.tenant,
+            max_cost_nano_usd=asked.max_cost_nano_usd,
+            patience_s=WRITTEN_PATIENCE_S,
+        )
+        if isinstance(made, str):
+            answer = c.NearWritten(called=embedder.calls, reason=made)
+        elif embedder is not self._embedder or made.size != written.dimensions:
+            # Vectors of two models must not meet.
+            answer = c.NearWritten(called=embedder.calls, reason="vector")
+        else:
+            answer = c.NearWritten(written.near(made), called=embedder.calls)
         self._reply(message, answer)
 
     def _on_store(self, message: b.Message) -> None:
@@ -474,6 +530,7 @@ class Cache(Actor):
             chosen = ThroughGateway(embeddings.model, self.context.bus, self.context.subjects)
         else:
             chosen = LocalEmbedder(embeddings.local, self.context.log)
+        await self._silence_written()
 
         async def change() -> None:
             before, self._embedder = self._embedder, chosen
@@ -487,6 +544,40 @@ class Cache(Actor):
         if chosen is not None:
             await chosen.start()
             await self._learn()
+        self._learning.spawn(self._learn_written())
+
+    async def _learn_written(self) -> None:
+        """Embed the written questions; routers are answered once all are."""
+        await self._silence_written()
+        embedder = self._embedder
+        written = self._written = Written(self.config)
+        wait_s = LEARN_AGAIN_S[0]
+        while embedder is not None and (texts := written.missing()):
+            made = await embedder.embed_all(texts, TENANT)
+            if written is not self._written or embedder is not self._embedder:
+                return
+            if any(isinstance(each, str) and each == "no_embedding" for each in made):
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LEARN_AGAIN_S[1])
+                if written is not self._written:
+                    return  # there is another configuration
+                continue
+            written.learn([None if isinstance(each, str) else each for each in made])
+        if not written.complete:
+            return
+        heard = await self.context.bus.subscribe(
+            self.context.subjects.cache_written.at(), self._on_written, queue=self.kind
+        )
+        if written is not self._written or self.draining:
+            await heard.drain()
+            return
+        self._written_heard = heard
+        self.context.log.info("written_questions_known", questions=len(written))
+
+    async def _silence_written(self) -> None:
+        heard, self._written_heard = self._written_heard, None
+        if heard is not None:
+            await heard.drain()
 
     async def _learn(self) -> None:
         """What all labels of the cluster say of the thresholds; those that come later come as events."""
@@ -518,10 +609,13 @@ class Cache(Actor):
         *,
         remember: bool = True,
         max_cost_nano_usd: int | None = None,
+        patience_s: float | None = None,
     ) -> Vector | c.MissReason:
         if self._embedder is None:
             return "no_embedding"
-        made = await self._embedder.embed(text, tenant, max_cost_nano_usd=max_cost_nano_usd)
+        made = await self._embedder.embed(
+            text, tenant, max_cost_nano_usd=max_cost_nano_usd, patience_s=patience_s
+        )
         if isinstance(made, str):
             return made
         vector = unit(made, self._keeper.index.dimensions)

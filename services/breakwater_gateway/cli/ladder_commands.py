@@ -8,6 +8,7 @@ import click
 from breakwater_gateway.cli import output
 
 if TYPE_CHECKING:
+    from breakwater_gateway.cli.ladder_trial import InHand
     from breakwater_gateway.config.model import Config
 
 
@@ -42,13 +43,16 @@ def test(model: str, path: str | None, question: str | None, as_json: bool) -> N
     if question is None:
         entries = config.static_answers.entries
         question = entries[0].questions[0] if entries else "Hello"
-    rows = walk(config, found, question)
+    rows = walk(config, found, question, _embedder(config))
     if as_json:
         for row in rows:
             output.say_json(row)
     else:
         output.table(
-            ("outage", "answered by", "expected", "because of", "status", "calls", "after", ""),
+            (
+                *("outage", "answered by", "expected", "because of"),
+                *("status", "calls", "after", "match", ""),
+            ),
             [
                 (
                     " and ".join(
@@ -64,6 +68,7 @@ def test(model: str, path: str | None, question: str | None, as_json: bool) -> N
                     str(row.status),
                     str(row.attempts),
                     f"{row.after_s:g}s",
+                    f"{row.match} {row.match_score:.2f}" if row.match_score is not None else "-",
                     "ok" if row.ok else "WRONG",
                 )
                 for row in rows
@@ -71,6 +76,30 @@ def test(model: str, path: str | None, question: str | None, as_json: bool) -> N
         )
     if not all(row.ok for row in rows):
         raise SystemExit(output.FAILED)
+
+
+def _embedder(config: "Config") -> "InHand | None":
+    """The local one that is configured. What is not tried here is said."""
+    embeddings = config.embeddings
+    if embeddings is None:
+        return None
+    from breakwater_gateway.cache.written import wanted
+
+    if not wanted(config):
+        return None
+    if embeddings.model:
+        output.note(
+            "written answers are matched by words alone here: no model is called for vectors"
+        )
+        return None
+    from breakwater_gateway.cache.embed.minilm import MiniLM, is_available
+    from breakwater_gateway.cli.ladder_trial import InHand
+
+    why = is_available(embeddings.local)
+    if why:
+        output.note(f"written answers are matched by words alone: {why}")
+        return None
+    return InHand(f"local:{embeddings.local}", MiniLM(embeddings.local))
 
 
 def _config(path: str | None) -> "Config":

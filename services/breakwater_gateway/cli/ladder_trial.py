@@ -1,12 +1,13 @@
 """A model's ladder walked in process and in virtual time: the real actors, providers that fail by script.
 
-No provider is called and no key is read: every deployment is one of the script's. What is down is the model's
+No provider is called and no key is read: every deployment is one of the script's. Written answers are found by
+meaning as well where a local embedder is configured; one that is a model's would have to be called. What is down is the model's
 own deployments, and then, one after the other, the simple models of its ladder.
 """
 
 import asyncio
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
@@ -38,9 +39,14 @@ from breakwater_gateway.worker.http_client import (
     OriginStats,
     Prepared,
 )
+from breakwater_protocol import cache as c
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.subjects import Subject, Subjects
+
+if TYPE_CHECKING:
+    from breakwater_gateway.cache.embed.embedder import NoVector, Vector
+    from breakwater_gateway.cache.embed.minilm import MiniLM
 
 PROVIDER_DOWN: Final = "provider down"
 RATE_LIMITED: Final = "rate limited"
@@ -76,18 +82,23 @@ class Walked(Struct, frozen=True):
     attempts: int
     after_s: float
     ok: bool
+    match: str = ""
+    """How the written answer was found: `words`, `meaning` or `default`."""
+    match_score: float | None = None
 
 
-def walk(config: Config, model: Model, question: str) -> list[Walked]:
+def walk(
+    config: Config, model: Model, question: str, embedder: "InHand | None" = None
+) -> list[Walked]:
     """Every outage, with each simple model of the ladder failing in turn."""
     simple = [rung.model for rung in rungs_of(model.ladder) if rung.kind == "simple_model"]
     trials: list[_Trial] = []
     for outage in OUTAGES:
         for down in range(1 if outage == BUDGET else len(simple) + 1):
             also_down = tuple(simple[:down])
-            trials.append(_Trial(config, model, outage, also_down, question))
+            trials.append(_Trial(config, model, outage, also_down, question, embedder))
         if _keeps(model):
-            trials.append(_Trial(config, model, outage, (), question, kept=True))
+            trials.append(_Trial(config, model, outage, (), question, embedder, kept=True))
     return [_run(trial) for trial in trials]
 
 
@@ -103,12 +114,63 @@ def _keeps(model: Model) -> bool:
     return wanted and cache.exact_s > 0 and cache.stale_if_error_s > 0 and cache.scope != "key"
 
 
+class InHand:
+    """A local embedder in this process: what a trial does takes none of its time. An `Embedder`."""
+
+    calls = False
+
+    def __init__(self, name: str, model: "MiniLM") -> None:
+        self.name = name
+        self._model = model
+        self._made: dict[str, Vector | NoVector] = {}
+
+    async def start(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    def vector(self, text: str) -> "Vector | NoVector":
+        if text not in self._made:
+            made = self._model.embed(text)
+            self._made[text] = "too_long" if made is None else made
+        return self._made[text]
+
+    async def embed(
+        self,
+        text: str,
+        tenant: str,
+        *,
+        max_cost_nano_usd: int | None = None,
+        patience_s: float | None = None,
+    ) -> "Vector | NoVector":
+        del tenant, max_cost_nano_usd, patience_s
+        return self.vector(text)
+
+    async def embed_all(self, texts: Sequence[str], tenant: str) -> "list[Vector | NoVector]":
+        del tenant
+        return [self.vector(text) for text in texts]
+
+    def near(self, config: Config, question: str) -> tuple[c.Near, ...]:
+        """As the cache would tell."""
+        from breakwater_gateway.cache.semantic import unit
+        from breakwater_gateway.cache.written import Written
+
+        written, made = Written(config), self.vector(question)
+        while texts := written.missing():
+            vectors = [self.vector(text) for text in texts]
+            written.learn([None if isinstance(each, str) else each for each in vectors])
+        vector = None if isinstance(made, str) else unit(made, written.dimensions)
+        return () if vector is None else written.near(vector)
+
+
 def expected(
     config: Config,
     model: Model,
     outage: str,
     down: tuple[str, ...],
     question: str,
+    near: tuple[c.Near, ...] = (),
     *,
     kept: bool = False,
 ) -> str:
@@ -119,7 +181,7 @@ def expected(
                 return rung.kind
             case "simple_model" if outage != BUDGET and rung.model not in down:
                 return rung.kind
-            case "static" if Index(config.static_answers).answer(question) is not None:
+            case "static" if Index(config.static_answers).answer(question, near) is not None:
                 return rung.kind
             case "error":
                 return rung.kind
@@ -136,16 +198,19 @@ class _Trial:
         outage: str,
         down: tuple[str, ...],
         question: str,
+        embedder: InHand | None,
         *,
         kept: bool = False,
     ) -> None:
         self._kept = kept
+        self._embedder = embedder
         self._router: _Broke | None = None
         self._model = model
         self._outage = outage
         self._down = down
         self._question = question
-        self._expected = expected(config, model, outage, down, question, kept=kept)
+        near = () if embedder is None else embedder.near(config, question)
+        self._expected = expected(config, model, outage, down, question, near, kept=kept)
         self._config = _scripted(config)
         name = self._config.model(model.name)
         own = {d.base_url for d in (name or model).deployments}
@@ -164,6 +229,7 @@ class _Trial:
                 ActorSpec("health", Health, log=log),
                 ActorSpec("worker", self._worker, log=log),
                 ActorSpec("router", self._broke if self._outage == BUDGET else Router, log=log),
+                *([ActorSpec("cache", self._cache, log=log)] if self._embedder is not None else []),
             ],
             ConfigHolder(data, codec.decode, log=log, metrics=metrics),
             metrics=metrics,
@@ -188,6 +254,11 @@ class _Trial:
     def _broke(self, context: Context) -> Actor:
         self._router = _Broke(context)
         return self._router
+
+    def _cache(self, context: Context) -> Actor:
+        from breakwater_gateway.cache.actor import Cache
+
+        return Cache(context, embedder=self._embedder)
 
     def _worker(self, context: Context) -> Actor:
         return Worker(context, client=self._provider, environment={})
@@ -226,6 +297,8 @@ class _Trial:
             attempts=int(headers.get(h.ATTEMPTS, "0")),
             after_s=round(loop.time() - began, 3),
             ok=rung == self._expected,
+            match=headers.get(h.MATCH, ""),
+            match_score=float(headers[h.MATCH_SCORE]) if h.MATCH_SCORE in headers else None,
         )
 
 

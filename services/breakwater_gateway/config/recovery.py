@@ -221,11 +221,12 @@ def read_static_answers(root: Block, read_file: ReadFile | None, report: Report)
         for block in written or ()
         if block is not None and (answer := block.get(keys.ANSWER))
     ]
-    threshold = root.get(keys.STATIC_THRESHOLD)
+    threshold, similarity = root.get(keys.STATIC_THRESHOLD), root.get(keys.STATIC_SIMILARITY)
     return StaticAnswers(
         tuple(entries),
-        usual.threshold if threshold is None else threshold,
-        root.get(keys.STATIC_DEFAULT) or "",
+        threshold=usual.threshold if threshold is None else threshold,
+        similarity=usual.similarity if similarity is None else similarity,
+        default=root.get(keys.STATIC_DEFAULT) or "",
     )
 
 
@@ -290,6 +291,8 @@ def show_static_answers(answers: StaticAnswers) -> Plain:
         ]
     if answers.threshold != StaticAnswers().threshold:
         found["static_threshold"] = answers.threshold
+    if answers.similarity != StaticAnswers().similarity:
+        found["static_similarity"] = answers.similarity
     if answers.default:
         found["static_default"] = answers.default
     return found

@@ -738,7 +738,7 @@ EMBEDDINGS_LOCAL: Final = Key(
 EMBEDDINGS: Final = Key(
     "embeddings",
     Section("embeddings", (EMBEDDINGS_MODEL, EMBEDDINGS_LOCAL)),
-    "What turns questions into vectors, for semantic caches.",
+    "What turns questions into vectors, for semantic caches and static answers.",
 )
 BUDGETS: Final = Key(
     "budgets",
@@ -776,7 +776,12 @@ STATIC_ANSWERS: Final = Key[tuple[Block | None, ...] | FileName](
 STATIC_THRESHOLD: Final = Key(
     "static_threshold",
     Number(0, 1, above=True),
-    "The least score, 0 to 1, at which a question counts as asked; default 0.6.",
+    "The least score of words in common, 0 to 1, at which a question counts as asked; default 0.6.",
+)
+STATIC_SIMILARITY: Final = Key(
+    "static_similarity",
+    Number(0, 1, above=True),
+    "The same for meaning, where there are embeddings; default 0.85, measured with minilm.",
 )
 STATIC_DEFAULT: Final = Key(
     "static_default",
@@ -788,7 +793,7 @@ ROOT: Final = Section(
     "the configuration",
     (
         *(MODELS, PROVIDERS, BUDGETS, RATE_LIMITS, AUTH, TELEMETRY, LIMITS),
-        *(EMBEDDINGS, STATIC_ANSWERS, STATIC_THRESHOLD, STATIC_DEFAULT),
+        *(EMBEDDINGS, STATIC_ANSWERS, STATIC_THRESHOLD, STATIC_SIMILARITY, STATIC_DEFAULT),
     ),
     not_served.KEYS.get("", {}),
 )

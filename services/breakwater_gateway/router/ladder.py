@@ -149,6 +149,11 @@ class Ladder:
         """Calls of the envelope to keep for the rungs that make one."""
         return sum(rung.kind == "simple_model" for rung in self._rungs)
 
+    @property
+    def spent(self) -> bool:
+        """A budget is used up: what costs something is closed."""
+        return self._spent
+
     def next(self, failure: f.Failure, *, calls: int, chat: bool) -> Rung:
         """The rung to try now. `calls`: how many may still be made in what is left of the time. `chat`: the
         caller wants text; vectors are neither simple nor written down."""

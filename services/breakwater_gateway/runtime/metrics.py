@@ -209,6 +209,12 @@ METRICS: Final = _table(
         "What owners of the semantic cache did not take, by why.",
         labels=("reason",),
     ),
+    Metric(
+        "breakwater_static_matches_total",
+        "counter",
+        "Questions that came to the written answers, by how one was found; `none`: the walk went on.",
+        labels=("model", "by"),
+    ),
     Metric("breakwater_cache_semantic_entries", "gauge", "Questions in the semantic cache."),
     Metric(
         "breakwater_cache_semantic_bytes", "gauge", "Bytes that the semantic cache's index takes."

@@ -1,5 +1,6 @@
 """Who turns texts into vectors, as the cache's actor sees it: at once from memory, later, or not at all."""
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -20,11 +21,26 @@ class Embedder(Protocol):
     name: str
     """Of the model: vectors of two models must not be compared."""
 
+    calls: bool
+    """A vector takes the call of a model: it costs, and counts as one."""
+
     async def embed(
-        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+        self,
+        text: str,
+        tenant: str,
+        *,
+        max_cost_nano_usd: int | None = None,
+        patience_s: float | None = None,
     ) -> Vector | NoVector:
         """The text's vector as the model gave it, if that costs no more. Never raises for a text or a model's
-        failure."""
+        failure.
+
+        `patience_s`: how long a call may take; None: as long as a lookup bears.
+        """
+        ...
+
+    async def embed_all(self, texts: Sequence[str], tenant: str) -> list[Vector | NoVector]:
+        """The same for texts that nobody waits for: all in one call, where one is made."""
         ...
 
     async def start(self) -> None: ...

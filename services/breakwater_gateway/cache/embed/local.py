@@ -5,6 +5,7 @@ import contextlib
 import struct
 import sys
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,8 @@ STOP_S: Final = 2.0
 
 
 class LocalEmbedder:
+    calls = False
+
     def __init__(self, local: str, log: Log, *, program: tuple[str, ...] = ()) -> None:
         self.name = f"local:{local}"
         self._command = program or (
@@ -50,6 +53,7 @@ class LocalEmbedder:
         tenant: str,  # noqa: ARG002 - a contract
         *,
         max_cost_nano_usd: int | None = None,  # noqa: ARG002 - it costs nothing
+        patience_s: float | None = None,  # noqa: ARG002 - a contract
     ) -> Vector | NoVector:
         process = self._process
         if process is None or process.stdin is None or not self.ready.is_set():
@@ -63,6 +67,10 @@ class LocalEmbedder:
         self._waiting.append(future)
         process.stdin.write(struct.pack("<I", len(data)) + data)
         return await future
+
+    async def embed_all(self, texts: Sequence[str], tenant: str) -> list[Vector | NoVector]:
+        """One after the other, so that lookups come in between."""
+        return [await self.embed(text, tenant) for text in texts]
 
     async def _keep(self) -> None:
         wait_s = RESTART_S[0]

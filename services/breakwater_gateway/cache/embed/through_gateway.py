@@ -4,6 +4,7 @@ So its cost, its budget and its breaker are the gateway's everyday business. An 
 than `PATIENCE_S` is none: the lookup goes on as a miss.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,10 +22,13 @@ TIMEOUT: Final = "2s"
 """For the request itself, which nobody waits for that long: it is not tried again and again for a minute."""
 ANSWER_BYTES_MAX: Final = 256 * 1024
 """Of one embedding: 4,096 dimensions take less than half."""
+ALL_PATIENCE_S: Final = 30.0
+"""For many texts at once, that nobody waits for."""
 
 
 class _Item(Struct):
     embedding: list[float]
+    index: int = 0
 
 
 class _Answer(Struct):
@@ -32,6 +36,8 @@ class _Answer(Struct):
 
 
 class ThroughGateway:
+    calls = True
+
     def __init__(
         self, model: str, bus: Bus, subjects: Subjects, *, patience_s: float = PATIENCE_S
     ) -> None:
@@ -48,27 +54,47 @@ class ThroughGateway:
         return
 
     async def embed(
-        self, text: str, tenant: str, *, max_cost_nano_usd: int | None = None
+        self,
+        text: str,
+        tenant: str,
+        *,
+        max_cost_nano_usd: int | None = None,
+        patience_s: float | None = None,
     ) -> Vector | NoVector:
         headers = {h.CACHE: "off", h.PRIORITY: "interactive", h.TIMEOUT: TIMEOUT}
         if max_cost_nano_usd is not None:
             headers[h.MAX_COST] = usd_text(max_cost_nano_usd)
+        timeout_s = self._patience_s if patience_s is None else patience_s
+        made = await self._ask(text, tenant, headers=headers, timeout_s=timeout_s)
+        return made[0] if made else "no_embedding"
+
+    async def embed_all(self, texts: Sequence[str], tenant: str) -> list[Vector | NoVector]:
+        headers = {h.CACHE: "off", h.PRIORITY: "batch"}
+        made = await self._ask(list(texts), tenant, headers=headers, timeout_s=ALL_PATIENCE_S)
+        return list(made) or ["no_embedding"] * len(texts)
+
+    async def _ask(
+        self, given: str | list[str], tenant: str, *, headers: dict[str, str], timeout_s: float
+    ) -> tuple[Vector | NoVector, ...]:
+        """A vector for each text; none for none of them when something is wrong."""
         try:
             reply = await self._bus.ask(
                 self._subjects.embed.at(tenant),
-                msgspec.json.encode({"model": self._model, "input": text}),
+                msgspec.json.encode({"model": self._model, "input": given}),
                 headers=headers,
-                timeout_s=self._patience_s,
+                timeout_s=timeout_s,
             )
         except (AskTimeout, NoResponders, BusError):
-            return "no_embedding"
-        if h.SERVICE_ERROR_CODE in reply.headers or len(reply.data) > ANSWER_BYTES_MAX:
-            return "no_embedding"
+            return ()
+        wanted = 1 if isinstance(given, str) else len(given)
+        if h.SERVICE_ERROR_CODE in reply.headers or len(reply.data) > wanted * ANSWER_BYTES_MAX:
+            return ()
         try:
             answer = msgspec.json.decode(reply.data, type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return "no_embedding"
-        if len(answer.data) != 1:
-            return "no_embedding"
+            return ()
+        items = sorted(answer.data, key=lambda item: item.index)
+        if [item.index for item in items] != list(range(wanted)):
+            return ()
         with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and no vector
-            return np.array(answer.data[0].embedding, dtype=np.float32)
+            return tuple(np.array(item.embedding, dtype=np.float32) for item in items)

@@ -2,23 +2,29 @@
 
 Which rung is next is the pure `ladder.py`'s decision. Here its answer is found: kept ones are the cache's, a
 simple model is asked through the attempts' desk within the same envelope, written ones are rendered in the
-caller's dialect, and at the bottom stands the failure itself.
+caller's dialect (where there are embeddings, the `cache` is asked which of their questions mean the same), and
+at the bottom stands the failure itself.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
+import msgspec
+
 from breakwater_gateway.config.model import Config, Model, Rung, StaticAnswers
+from breakwater_gateway.router.affordable import embedding_bound
+from breakwater_gateway.router.desks.meaning import Meaning
 from breakwater_gateway.router.ladder import ERROR, foot
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.plan import Plan
 from breakwater_gateway.router.question import question_of
-from breakwater_gateway.router.static_answers import Index
+from breakwater_gateway.router.static_answers import Index, Match
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import BusError
 from breakwater_gateway.worker.wire import render
+from breakwater_protocol import cache as c
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import ChatRequest
@@ -57,6 +63,7 @@ class Walk:
         self._answered = answered
         self._failed = failed
         self._kept = kept
+        self._meaning = Meaning(context)
         self._indexed: StaticAnswers | None = None
         self._index = Index(StaticAnswers())
 
@@ -106,13 +113,60 @@ class Walk:
         self._advance(life)
 
     def _static(self, life: Life, failure: f.Failure) -> None:
+        config, question = self._config(), question_of(life.body, life.api)
+        answers = config.static_answers
+        embeddings = config.embeddings
+        if embeddings is None or not answers.entries or not 0 < len(question) <= c.TEXT_MAX:
+            self._written(life, failure, question, None)
+            return
+        envelope, asked = life.plan.envelope, c.LookWritten(life.request_id, life.tenant, question)
+        if embeddings.model and not life.ladder.spent:
+            asked = self._paid(life, asked)
+
+        def answered(near: c.NearWritten) -> None:
+            # Of an answer that is late nobody knows whether there was a call.
+            envelope.attempts += near.called or (asked.may_call and near.reason == "late")
+            self._written(life, failure, question, near)
+
+        self._meaning.written(asked, answered)
+
+    def _paid(self, life: Life, asked: c.LookWritten) -> c.LookWritten:
+        """The call of a model is one of the request's, and draws on its money: if that is left, it may be made."""
+        clock, money = self._context.clock, life.plan.envelope.money
+        if self._calls_left(life, clock.now()) < 1:
+            return asked
+        bound: int | None = None
+        if money is not None:
+            bound = embedding_bound(self._config(), asked.text, at=clock.wall())
+            if bound is None or not money.draw(bound):
+                return asked
+            money.settle(bound, None)  # whoever embeds does not say what it has cost
+        return msgspec.structs.replace(asked, may_call=True, max_cost_nano_usd=bound)
+
+    def _written(
+        self, life: Life, failure: f.Failure, question: str, near: c.NearWritten | None
+    ) -> None:
+        if life.over:  # its caller left meanwhile
+            return
         answers = self._config().static_answers
         if answers is not self._indexed:
             self._indexed, self._index = answers, Index(answers)
-        match = self._index.answer(question_of(life.body, life.api))
+        now = self._context.clock.now()
+        if near is not None and near.reason is not None:
+            life.note("skip", now=now, deployment="meaning", reason=near.reason)
+        match = self._index.answer(question, near.found if near is not None else None)
+        by = "none" if match is None else match.by
+        self._context.metrics.counter(
+            "breakwater_static_matches_total", model=life.home.name, by=by
+        ).add()
         if match is None:
+            life.note("match", now=now, reason="none")
             self.descend(life, failure)
             return
+        life.note("match", now=now, reason=match.by, score=match.score)
+        self._say(life, match)
+
+    def _say(self, life: Life, match: Match) -> None:
         clock = self._context.clock
         answer = render.of_text(
             match.answer,
@@ -121,6 +175,7 @@ class Walk:
             model=life.asked.model,
         )
         facts = life.facts("static")
+        facts[h.MATCH], facts[h.MATCH_SCORE] = match.by, f"{match.score:.3f}"
         facts[h.COST_USD] = usd(0)
         facts[h.OVERHEAD_MS] = f"{life.overhead_ms(clock.now()):.2f}"
         asked, model = life.asked, life.asked.model

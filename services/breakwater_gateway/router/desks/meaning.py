@@ -1,13 +1,16 @@
-"""The router's desk for questions that mean the same: asks the owner of the partition's shard.
+"""The router's desk for questions that mean the same: asks the owner of the partition's shard for a kept answer,
+and whoever has the vectors of the written questions for those that are near.
 
 Nothing here waits for long and nothing fails: an owner that is not there, late or wrong in its words is a
 miss, and what cannot be told to it is not told.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from breakwater_gateway.cache.decision import ineligible
 from breakwater_gateway.runtime.actor import Context
@@ -23,11 +26,15 @@ SILENT_AFTER: Final = 3
 SILENT_S: Final = 1.0
 """… and is asked once in so long, for no request is to wait for it."""
 
+WRITTEN_PATIENCE_S: Final = 0.25
+"""For the rung of written answers, which has nothing else to wait for; with the call of a model, if need be."""
+
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
 Answered = Callable[[c.Hit | c.Miss], None]
-_REPLY: Final = msgspec.json.Decoder(c.LookupReply)
+_REPLY: Final = msgspec.json.Decoder(c.LookupReply).decode
+_NEAR: Final = msgspec.json.Decoder(c.NearWritten).decode
 
 __all__ = ["Answered", "Meaning", "ineligible"]
 
@@ -36,7 +43,7 @@ class Meaning:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._silent: dict[str, _Silence] = {}
-        """By shard."""
+        """By shard, and of the written questions."""
 
     def patience_s(self) -> float:
         embeddings = self._context.config.embeddings
@@ -44,24 +51,33 @@ class Meaning:
 
     def look(self, asked: c.Lookup, answered: Answered, *, patience_s: float) -> None:
         """`answered` is called once, later and never from within this call."""
+        subject, shard = self._context.subjects.cache_lookup, c.shard_of(asked.partition)
+        waiting = _Waiting(answered, _REPLY, c.Miss, self._silence_of(shard))
+        self._ask(subject.at(shard), subject.encode(asked), waiting, patience_s)
+
+    def written(self, asked: c.LookWritten, answered: Callable[[c.NearWritten], None]) -> None:
+        """`answered` is called once, later and never from within this call."""
+        subject = self._context.subjects.cache_written
+        silence = self._silence_of("written")
+        waiting = _Waiting(answered, _NEAR, partial(c.NearWritten, (), False), silence)
+        self._ask(subject.at(), subject.encode(asked), waiting, WRITTEN_PATIENCE_S)
+
+    def _silence_of(self, who: str) -> "_Silence":
+        silence = self._silent.get(who)
+        if silence is None:
+            silence = self._silent[who] = _Silence()
+        return silence
+
+    def _ask(self, subject: str, data: bytes, waiting: "_Waiting[Any]", patience_s: float) -> None:
         context = self._context
         now = context.clock.now()
-        shard = c.shard_of(asked.partition)
-        silence = self._silent.get(shard)
-        if silence is None:
-            silence = self._silent[shard] = _Silence()
-        waiting = _Waiting(answered, silence)
-        if not silence.may_ask(now):
+        if not waiting.silence.may_ask(now):
             waiting.timer = context.clock.call_at(now, waiting.pass_by)
             return
         inbox = waiting.inbox = context.bus.open_inbox(waiting.hear)
         waiting.timer = context.clock.call_at(now + patience_s, waiting.give_up)
         try:
-            context.bus.publish(
-                context.subjects.cache_lookup.at(shard),
-                context.subjects.cache_lookup.encode(asked),
-                reply=inbox.subject,
-            )
+            context.bus.publish(subject, data, reply=inbox.subject)
         except BusError as error:
             context.log.debug("cache_not_asked", error=repr(error))
             waiting.timer.cancel()
@@ -80,13 +96,13 @@ class Meaning:
 
 
 class _Silence:
-    """Of one shard's owner, as far as our lookups tell."""
+    """Of one who is asked, as far as our questions tell."""
 
     __slots__ = ("_again_at", "missed")
 
     def __init__(self) -> None:
         self.missed = 0
-        """Lookups in a row that it did not answer."""
+        """Questions in a row that it did not answer."""
         self._again_at = 0.0
 
     def may_ask(self, now: float) -> bool:
@@ -98,39 +114,49 @@ class _Silence:
         return True
 
 
-class _Waiting:
-    """One lookup until it is answered."""
+_Answer = TypeVar("_Answer", bound=Struct)
 
-    __slots__ = ("_answered", "_silence", "inbox", "timer")
 
-    def __init__(self, answered: Answered, silence: _Silence) -> None:
-        self._answered: Answered | None = answered
-        self._silence = silence
+class _Waiting(Generic[_Answer]):
+    """One question until it is answered."""
+
+    __slots__ = ("_answered", "_decode", "_without", "inbox", "silence", "timer")
+
+    def __init__(
+        self,
+        answered: Callable[[_Answer], None],
+        decode: Callable[[bytes], _Answer],
+        without: Callable[[c.MissReason], _Answer],
+        silence: _Silence,
+    ) -> None:
+        """`without`: what stands for an answer that does not come, for that reason."""
+        self._answered: Callable[[_Answer], None] | None = answered
+        self._decode = decode
+        self._without = without
+        self.silence = silence
         self.inbox: Inbox | None = None
         self.timer: TimerHandle | None = None
 
-    # | None = None
-
     def hear(self, message: Message) -> None:
-        self._silence.missed = 0
+        self.silence.missed = 0
         if message.no_responders:
-            self._end(c.Miss("no_owner"))
+            self._end(self._without("no_owner"))
             return
         try:
-            answer = _REPLY.decode(message.data)
+            answer = self._decode(message.data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self._end(c.Miss("malformed"))
+            self._end(self._without("malformed"))
             return
         self._end(answer)
 
     def give_up(self) -> None:
-        self._silence.missed += 1
-        self._end(c.Miss("late"))
+        self.silence.missed += 1
+        self._end(self._without("late"))
 
     def pass_by(self) -> None:
-        self._end(c.Miss("silent"))
+        self._end(self._without("silent"))
 
-    def _end(self, answer: c.Hit | c.Miss) -> None:
+    def _end(self, answer: _Answer) -> None:
         answered, self._answered = self._answered, None
         if self.timer is not None:
             self.timer.cancel()
