@@ -26,7 +26,7 @@ from breakwater_gateway.config.model import (
     StaticAnswer,
     StaticAnswers,
 )
-from breakwater_gateway.runtime.bus import Message
+from breakwater_gateway.runtime.bus import Message, NoResponders
 from breakwater_gateway.runtime.service import publish_config
 from breakwater_protocol import cache as c
 from breakwater_protocol.commands import Cancel
@@ -95,6 +95,16 @@ async def answering(
         await gateway.add("cache")
         await asyncio.sleep(1)
         yield gateway
+
+
+async def configured(gateway: Gateway, conf: Config) -> None:
+    """Everybody has it, and has done what it takes."""
+    await publish_config(gateway.bus, SUBJECTS, codec.encode(conf))
+    async with asyncio.timeout(3_600):
+        # Decoded in a thread, for which virtual time does not wait.
+        while any(gateway.actor(name).config != conf for name in ("router", "cache")):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(1)
 
 
 async def asked(gateway: Gateway, question: str, *failures: int) -> Caller:
@@ -221,18 +231,17 @@ async def test_another_configuration_s_questions_are_embedded_anew() -> None:
     async with answering(embedder) as gateway:
         embedder.says("Is my box under way?", LEFT, 0.99)
         boxes = StaticAnswers((StaticAnswer(("Is my box under way?",), "Look at the map."),))
-        await publish_config(gateway.bus, SUBJECTS, codec.encode(settings(answers=boxes)))
-        await asyncio.sleep(1)
+        await configured(gateway, settings(answers=boxes))
         reply = await (await asked(gateway, LEFT)).reply()
         assert text_of(reply.data) == "Look at the map."
         # And none at all where no ladder comes to them.
         embedder.asked.clear()
         bare = settings()
         bare = replace(bare, models={"m": replace(bare.models["m"], ladder=())})
-        await publish_config(gateway.bus, SUBJECTS, codec.encode(bare))
-        await asyncio.sleep(1)
+        await configured(gateway, bare)
         assert embedder.asked == []
-        gateway.bus.publish(SUBJECTS.cache_written.at(), b"{}")
+        with pytest.raises(NoResponders):
+            await gateway.bus.ask(SUBJECTS.cache_written.at(), b"{}", timeout_s=1)
 
 
 @pytest.mark.parametrize(
