@@ -314,6 +314,53 @@ async def test_draining_does_not_wait_for_a_collector_that_is_down() -> None:
         assert len(await collector.spans_of(2)) == 2
 
 
+class Hanging(httpx.AsyncBaseTransport):
+    """Takes a request, and answers for ever or not at all."""
+
+    def __init__(self, *, speaks: bool) -> None:
+        self.speaks = speaks
+        self.asked = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        self.asked += 1
+        if not self.speaks:
+            await asyncio.Event().wait()
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.001)
+                yield bytes(4_096)
+
+        return httpx.Response(503, content=endless())
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_a_collector_that_hangs_or_never_ends_is_left(speaks: bool) -> None:
+    async with exporting(traced("a")) as (gateway, collector, _):
+        hanging = gateway.collector = Hanging(speaks=speaks)
+        await _replace(gateway, "exporter", "exporter-2")
+        await ask(gateway)
+        while hanging.asked < 3:
+            await ask(gateway)
+            await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        gateway.collector = collector
+        await _replace(gateway, "exporter-2", "exporter-3")
+        assert loop.time() - began < 30
+        count = 2 * len(gateway.requests)
+        spans = await collector.spans_of(count)
+        assert len({span.span_id for span in spans}) == count
+
+
+async def _replace(gateway: Gateway, old: str, new: str) -> None:
+    gateway.supervisors[old].drain()
+    while gateway.supervisors[old].actors:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await gateway.add(new)
+
+
 async def test_of_two_exporters_one_sends_and_the_other_takes_over() -> None:
     async with exporting(traced("a"), actors=("exporter", "exporter-2")) as (gateway, collector, _):
         for _ in range(5):

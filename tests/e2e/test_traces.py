@@ -25,6 +25,8 @@ from tests.e2e.processes import (
     until,
 )
 
+from breakwater_gateway.exporter.spans import place_of
+
 pytestmark = pytest.mark.nats
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -249,6 +251,8 @@ def test_an_exporter_of_its_own_is_killed_and_replaced(
         assert json.loads(again.stdout)["events"] == status["last"]
         until(lambda: len(collector.spans) == 24, "all of it was exported again")
         assert {span.span_id for span in collector.spans} == set(ids)
+    said = once(tmp_path, "traces", "id", "req_1", "--tenant", "acme").stdout.strip()
+    assert said == place_of("acme", "req_1", "").trace_id.hex()
     for command in (["status"], ["replay", "--since", "soon"]):
         done = once(tmp_path, "traces", *command, "--nats", "nats://127.0.0.1:1")
         assert (done.returncode, done.stdout) == (4 if command == ["status"] else 2, "")

@@ -106,6 +106,20 @@ def replay(since: str, as_json: bool, nats_url: str, creds: str | None, root: st
     _run(work, nats_url, creds, as_json=as_json)
 
 
+@traces.command("id", help="The trace id of a request whose caller sent no traceparent.")
+@click.argument("request_id")
+@click.option("--tenant", default="default", show_default=True)
+@as_json_option
+def id_of(request_id: str, tenant: str, as_json: bool) -> None:
+    from breakwater_gateway.exporter.spans import place_of
+
+    found = place_of(tenant, request_id, "").trace_id.hex()
+    if as_json:
+        output.say_json({"trace_id": found})
+    else:
+        output.say(found)
+
+
 async def _last(log: "EventLog", root: str) -> int:
     found = await log.last(f"{root}.evt.>")
     return found.seq if found is not None else 0
