@@ -224,9 +224,20 @@ def test_an_exporter_of_its_own_is_killed_and_replaced(
         settings(simulator).replace("env:OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
     )
     simulator.script(lane="traces-first", faults=[])
-    config = ["--config", str(path)]
+    config = ["--config", str(path), "--group", "traces"]
     commands = [
-        ["health", "router", "worker", "edge", "ledger", "--port", str(port), *config],
+        [
+            "health",
+            "router",
+            "worker",
+            "edge",
+            "ledger",
+            "--port",
+            str(port),
+            "--peers",
+            "2",
+            *config,
+        ],
         ["exporter", *config],
         ["exporter", *config],
     ]
@@ -236,6 +247,14 @@ def test_an_exporter_of_its_own_is_killed_and_replaced(
         base_url = f"http://127.0.0.1:{port}/v1"
         assert ask(base_url, traceparent(30)).status_code == 200
         until(lambda: len(collector.trace(f"{30:032x}")) == 2, "its spans are there")
+        with httpx.Client(trust_env=False) as client:
+            until(
+                lambda: (
+                    'breakwater_spans_total{result="sent"} 2'
+                    in client.get(f"http://127.0.0.1:{port}/metrics").text
+                ),
+                "the edge shows the metrics of all",
+            )
         leader.kill()
         for number in range(31, 36):
             assert ask(base_url, traceparent(number)).status_code == 200

@@ -103,6 +103,15 @@ def test_an_actors_command_is_one_the_cli_takes(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_edge_shows_the_metrics_of_all() -> None:
+    for name in ACTORS:
+        command: list[str] = SERVICES[name]["command"]
+        assert command[command.index("--group") + 1] == "gateway"
+    others = sum(SERVICES[name].get("scale", 1) for name in ACTORS if name != "edge")
+    edge: list[str] = SERVICES["edge"]["command"]
+    assert int(edge[edge.index("--peers") + 1]) == others
+
+
 def test_only_the_edge_is_published_and_only_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"edge": ["127.0.0.1:4100:4100"]}
