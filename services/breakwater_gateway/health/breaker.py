@@ -304,6 +304,8 @@ class Breaker:
                     self._probed = 0
                 elif cause == "probe_succeeded":
                     self._probed = min(self._probed + 1, self._probes - 1)
+                elif self.state != "half_open":
+                    self._probed = 0  # of an earlier outage
                 self._doublings = max(1, self._doublings)
                 self._probe_until = now + self.probe_s
             case "closed":
