@@ -132,6 +132,24 @@ async def test_a_written_answer_stands_in_when_nothing_else_does() -> None:
         assert (event.outcome, event.rung, event.attempts) == ("ok", "static", 3)
 
 
+@pytest.mark.parametrize(
+    ("written", "answered"), [("Every day, 9 to 17.", False), ('{"open": "9 to 17"}', True)]
+)
+async def test_who_asks_for_json_gets_no_sentence(written: str, answered: bool) -> None:
+    answers = StaticAnswers((StaticAnswer(("When are you open?",), written),))
+    async with stage(laddered(STATIC, answers=answers, retry=RetryPolicy(attempts=1))) as gateway:
+        caller = gateway.ask(
+            messages=[{"role": "user", "content": "When are you open?"}],
+            response_format={"type": "json_object"},
+        )
+        await answer(gateway, 500)
+        reply = await caller.reply()
+        assert ("Nats-Service-Error-Code" not in reply.headers) == answered
+        event = await ended(gateway)
+        skipped = [(d.deployment, d.reason) for d in event.decisions if d.step == "skip"]
+        assert (("static", "json") in skipped) != answered
+
+
 async def test_a_question_without_a_written_answer_gets_the_configured_sentence_or_the_error() -> (
     None
 ):

@@ -17,6 +17,7 @@ from breakwater_gateway.router.affordable import embedding_bound
 from breakwater_gateway.router.desks.meaning import Meaning
 from breakwater_gateway.router.ladder import ERROR, foot
 from breakwater_gateway.router.life import Life
+from breakwater_gateway.router.needs import capabilities
 from breakwater_gateway.router.plan import Plan
 from breakwater_gateway.router.question import question_of
 from breakwater_gateway.router.static_answers import Index, Match
@@ -155,6 +156,9 @@ class Walk:
         if near is not None and near.reason is not None:
             life.note("skip", now=now, deployment="meaning", reason=near.reason)
         match = self._index.answer(question, near.found if near is not None else None)
+        if match is not None and not _is_of_its_form(match.answer, life.body):
+            life.note("skip", now=now, deployment="static", reason="json")
+            match = None
         by = "none" if match is None else match.by
         self._context.metrics.counter(
             "breakwater_static_matches_total", model=life.home.name, by=by
@@ -200,6 +204,16 @@ class Walk:
 
     def _send(self, life: Life, data: bytes, headers: dict[str, str]) -> None:
         self._context.bus.publish(life.reply, data, headers=headers)
+
+
+def _is_of_its_form(answer: str, body: bytes) -> bool:
+    """Whoever asks for JSON parses what comes: a sentence would break what an error does not."""
+    if "json" not in capabilities(body):
+        return True
+    try:
+        return isinstance(msgspec.json.decode(answer), dict | list)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def plan_on(life: Life, model: Model) -> Plan:
