@@ -38,18 +38,17 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def headers_for(
-    event_type: str | type[Struct], source: str, at: float, id_: str, *, traceparent: str = ""
+    event_type: type[Struct], source: str, at: float, id_: str, *, traceparent: str = ""
 ) -> dict[str, str]:
     """Headers of one event; a new dict each time, since clients of NATS may change it.
 
-    `event_type`: a `ce-type`, or the event's struct; `source`: `<actor>/<id>`, a relative URI reference;
-    `at`: Unix seconds; `id_`: unique per source. All of them plain ASCII without line breaks.
+    `source`: `<actor>/<id>`, a relative URI reference; `at`: Unix seconds; `id_`: unique per source. All of
+    them plain ASCII without line breaks.
     """
-    type_ = event_type if isinstance(event_type, str) else TYPES[event_type]
     found = {
         h.CE_ID: id_,
         h.CE_SOURCE: source,
-        h.CE_TYPE: type_,
+        h.CE_TYPE: TYPES[event_type],
         h.CE_TIME: rfc3339(at),
         h.CE_SPECVERSION: SPECVERSION,
         h.NATS_MSG_ID: id_,

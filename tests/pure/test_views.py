@@ -403,7 +403,6 @@ def test_an_event_has_the_headers_of_cloudevents_in_binary_mode() -> None:
         "ce-specversion": "1.0",
         "Nats-Msg-Id": "id-1",
     }
-    assert headers_for("some.type", "s", 0.0, "i")["ce-type"] == "some.type"
 
 
 @given(st.floats(0, 4e9))

@@ -257,6 +257,7 @@ async def test_the_same_text_is_not_published_twice(hub: MemoryHub) -> None:
     (revision,) = revisions
     assert message.subject == f"bw.v1.evt.config.{revision}"
     assert (event.revision, event.digest, event.at) == (revision, digest_of(b"2"), 12.5)
+    assert message.headers[h.CE_TYPE] == "breakwater.config.changed"
     assert message.headers[h.CE_TIME] == "1970-01-01T00:00:12.500Z"
     assert message.headers[h.CE_ID] == message.headers[h.NATS_MSG_ID]
 

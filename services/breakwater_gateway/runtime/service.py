@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -32,7 +32,7 @@ from breakwater_gateway.runtime.bus import (
 from breakwater_gateway.runtime.telemetry import Log, Metrics
 from breakwater_protocol import cloudevents
 from breakwater_protocol.events import Alert, ConfigChanged
-from breakwater_protocol.subjects import Subject, Subjects, T
+from breakwater_protocol.subjects import Subject, Subjects
 
 BUCKET: Final = "bw_config"
 KEY: Final = "current"
@@ -45,6 +45,7 @@ FILE_MAX: Final = 4 * 1024 * 1024
 """Bytes of a configuration file; far above what any has, far below what the bus carries."""
 SHOWN_MAX: Final = 2_000
 
+E = TypeVar("E", Alert, ConfigChanged)
 Decode = Callable[[bytes], Config]
 Listener = Callable[[Config, int], None]
 
@@ -194,10 +195,9 @@ class ConfigHolder:
             self._log.warning("alert_not_published", error=str(error))
 
 
-def _tell(bus: Bus, subject: Subject[T], event: T, name: str, *, at: float) -> None:
-    at_subject = subject.at(name)
-    headers = cloudevents.headers_for(at_subject, f"breakwater/{bus.name}", at, uuid.uuid4().hex)
-    bus.publish(at_subject, subject.encode(event), headers=headers)
+def _tell(bus: Bus, subject: Subject[E], event: E, name: str, *, at: float) -> None:
+    headers = cloudevents.headers_for(type(event), f"breakwater/{bus.name}", at, uuid.uuid4().hex)
+    bus.publish(subject.at(name), subject.encode(event), headers=headers)
 
 
 async def publish_config(

@@ -228,29 +228,34 @@ def _read_tools(raw: dict[str, Json]) -> tuple[Tool, ...]:
             continue
         if not isinstance(function, dict):
             missing(f"tools[{i}].function")
-        name = function.get("name")
-        if not isinstance(name, str):
-            missing(f"tools[{i}].function.name")
-        if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
+        tools.append(read_function(function, f"tools[{i}].function"))
+    return tuple(tools)
+
+
+def read_function(function: dict[str, Json], where: str) -> Tool:
+    """A function's description, at the path `where`."""
+    name = function.get("name")
+    if not isinstance(name, str):
+        missing(f"{where}.name")
+    if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
+        raise OpenAIError(
+            400,
+            f"Invalid '{where}.name': string does not match pattern. Expected a string that matches"
+            " the pattern '^[a-zA-Z0-9_-]+$'.",
+            param=f"{where}.name",
+            code="invalid_value",
+        )
+    schema = function.get("parameters")
+    if function.get("strict") and schema is not None:
+        fault = strictness(schema)
+        if fault:
             raise OpenAIError(
                 400,
-                f"Invalid 'tools[{i}].function.name': string does not match pattern. Expected a"
-                " string that matches the pattern '^[a-zA-Z0-9_-]+$'.",
-                param=f"tools[{i}].function.name",
-                code="invalid_value",
+                f"Invalid schema for function '{name}': {fault}",
+                param=f"{where}.parameters",
+                code="invalid_function_parameters",
             )
-        schema = function.get("parameters")
-        if function.get("strict") and schema is not None:
-            fault = strictness(schema)
-            if fault:
-                raise OpenAIError(
-                    400,
-                    f"Invalid schema for function '{name}': {fault}",
-                    param=f"tools[{i}].function.parameters",
-                    code="invalid_function_parameters",
-                )
-        tools.append(Tool(name, schema if schema is not None else {"type": "object"}))
-    return tuple(tools)
+    return Tool(name, schema if schema is not None else {"type": "object"})
 
 
 def _read_tool_choice(

@@ -3,7 +3,6 @@
 Source: OpenAI API reference, "Create a model response", and recorded error bodies.
 """
 
-import re
 from typing import Final
 
 from breakwater_gateway.simulator.content import is_reasoning
@@ -14,6 +13,7 @@ from breakwater_gateway.simulator.dialects.openai_request import (
     decimal,
     integer,
     missing,
+    read_function,
     wrong_type,
 )
 from breakwater_gateway.simulator.schemas import strictness
@@ -173,28 +173,7 @@ def _read_tools(raw: dict[str, Json]) -> tuple[Tool, ...]:
             missing(f"tools[{i}].type")
         if tool["type"] != "function":
             continue
-        name = tool.get("name")
-        if not isinstance(name, str):
-            missing(f"tools[{i}].name")
-        if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
-            raise OpenAIError(
-                400,
-                f"Invalid 'tools[{i}].name': string does not match pattern. Expected a string that"
-                " matches the pattern '^[a-zA-Z0-9_-]+$'.",
-                param=f"tools[{i}].name",
-                code="invalid_value",
-            )
-        schema = tool.get("parameters")
-        if tool.get("strict") and schema is not None:
-            fault = strictness(schema)
-            if fault:
-                raise OpenAIError(
-                    400,
-                    f"Invalid schema for function '{name}': {fault}",
-                    param=f"tools[{i}].parameters",
-                    code="invalid_function_parameters",
-                )
-        tools.append(Tool(name, schema if schema is not None else {"type": "object"}))
+        tools.append(read_function(tool, f"tools[{i}]"))
     return tuple(tools)
 
 

@@ -83,6 +83,17 @@ class Fields:
     def texts(self, name: str) -> list[str] | None:
         return self._take(name, _TEXTS, "an array of strings")
 
+    def each(self, name: str) -> list[Raw]:
+        """The items of an array; none of one that is absent, null or empty, which stays where it is."""
+        return (self.items(name) or []) if self._holds(name) else []
+
+    def each_text(self, name: str) -> list[str]:
+        """The same of an array of strings."""
+        return (self.texts(name) or []) if self._holds(name) else []
+
+    def _holds(self, name: str) -> bool:
+        return self.has(name) and bytes(self.left[name]) != b"[]"
+
     def child(self, name: str) -> "Fields | None":
         raw = self.raw(name)
         return None if raw is None else Fields(raw, self.path(name))

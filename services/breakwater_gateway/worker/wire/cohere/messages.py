@@ -57,10 +57,8 @@ def assistant_parts(given: o.Fields) -> tuple[list[n.Part], bool]:
         parts.append(plan(written))
     content, plain = _content(given)
     parts += content
-    if given.has("tool_calls") and bytes(given.left["tool_calls"]) != b"[]":
-        path = given.path("tool_calls")
-        calls = given.items("tool_calls") or []
-        parts += [_call(raw, f"{path}[{at}]") for at, raw in enumerate(calls)]
+    path = given.path("tool_calls")
+    parts += [_call(raw, f"{path}[{at}]") for at, raw in enumerate(given.each("tool_calls"))]
     return parts, plain
 
 

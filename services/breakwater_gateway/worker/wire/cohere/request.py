@@ -12,6 +12,7 @@ from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.bad_request import BadRequest
 from breakwater_gateway.worker.wire.cohere import messages as m
+from breakwater_gateway.worker.wire.function_tool import function_tool
 
 PATHS: Final = {"chat": "/v2/chat", "embeddings": "/v2/embed"}
 """The catalogue's base URL ends at the host."""
@@ -34,24 +35,20 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:  # noqa: ARG001
     raws = given.need("messages", given.items("messages"))
     if len(raws) > o.MESSAGES_MAX:
         raise BadRequest(f"'messages' may have {o.MESSAGES_MAX} items.", "messages")
-    tools: list[n.Tool | n.NativeTool] = []
-    if given.has("tools") and bytes(given.left["tools"]) != b"[]":
-        listed = given.items("tools") or []
-        tools = [_tool(raw, f"tools[{at}]") for at, raw in enumerate(listed)]
-    stop: list[str] = []
-    if given.has("stop_sequences") and bytes(given.left["stop_sequences"]) != b"[]":
-        stop = given.texts("stop_sequences") or []
     request = n.Request(
         dialect="cohere",
         model=model,
         turns=[m.turn(raw, f"messages[{at}]") for at, raw in enumerate(raws)],
-        tools=tools,
+        tools=[
+            function_tool(raw, f"tools[{at}]", "cohere")
+            for at, raw in enumerate(given.each("tools"))
+        ],
         tool_choice=_choice(given),
         max_output=given.whole("max_tokens"),
         temperature=given.number("temperature"),
         top_p=given.number("p"),
         top_k=given.whole("k"),
-        stop=stop,
+        stop=given.each_text("stop_sequences"),
         seed=given.whole("seed"),
         frequency_penalty=given.number("frequency_penalty"),
         presence_penalty=given.number("presence_penalty"),
@@ -62,19 +59,6 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:  # noqa: ARG001
         usage_wanted=True,
     )
     return msgspec.structs.replace(request, extra=given.left)
-
-
-def _tool(raw: Raw, at: str) -> n.Tool | n.NativeTool:
-    given = o.Fields(raw, at)
-    if given.text("type") != "function" or not given.has("function"):
-        return n.NativeTool(dialect="cohere", raw=raw)
-    function = given.need("function", given.child("function"))
-    name = function.need("name", function.text("name"))
-    description = function.text("description")
-    schema = function.raw("parameters")
-    if function.left:
-        given.left["function"] = Raw(o.encode(function.left))
-    return n.Tool(name=name, description=description, schema=schema, extra=given.left)
 
 
 def _choice(given: o.Fields) -> n.ToolChoice | None:

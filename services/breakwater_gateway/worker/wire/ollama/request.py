@@ -11,6 +11,7 @@ from msgspec import Raw
 from breakwater_gateway.worker.wire import neutral as n
 from breakwater_gateway.worker.wire import objects as o
 from breakwater_gateway.worker.wire.bad_request import BadRequest
+from breakwater_gateway.worker.wire.function_tool import function_tool
 
 PATHS: Final = {"chat": "/api/chat", "embeddings": "/api/embed"}
 
@@ -29,29 +30,25 @@ def decode_request(body: bytes, *, path: str = "") -> n.Request:  # noqa: ARG001
     raws = given.items("messages") or []
     if len(raws) > o.MESSAGES_MAX:
         raise BadRequest(f"'messages' may have {o.MESSAGES_MAX} items.", "messages")
-    tools: list[n.Tool | n.NativeTool] = []
-    if given.has("tools") and bytes(given.left["tools"]) != b"[]":
-        listed = given.items("tools") or []
-        tools = [_tool(raw, f"tools[{at}]") for at, raw in enumerate(listed)]
     options = given.child("options")
     knobs = options or o.Fields(b"{}")
     limit = knobs.left.get("num_predict")
     # Negative: without end, or until the context is full.
     bounded = limit is not None and bytes(limit)[:1].isdigit()
-    stop: list[str] = []
-    if knobs.has("stop") and bytes(knobs.left["stop"]) != b"[]":
-        stop = knobs.texts("stop") or []
     stream = given.flag("stream")
     request = n.Request(
         dialect="ollama",
         model=model,
         turns=[_turn(raw, f"messages[{at}]") for at, raw in enumerate(raws)],
-        tools=tools,
+        tools=[
+            function_tool(raw, f"tools[{at}]", "ollama")
+            for at, raw in enumerate(given.each("tools"))
+        ],
         max_output=knobs.whole("num_predict") if bounded else None,
         temperature=knobs.number("temperature"),
         top_p=knobs.number("top_p"),
         top_k=knobs.whole("top_k"),
-        stop=stop,
+        stop=knobs.each_text("stop"),
         seed=knobs.whole("seed"),
         frequency_penalty=knobs.number("frequency_penalty"),
         presence_penalty=knobs.number("presence_penalty"),
@@ -89,12 +86,10 @@ def message_parts(given: o.Fields, mint: str | None = None) -> list[n.Part]:
     said = given.text("content")
     if said is not None:
         parts.append(n.Text(text=said))
-    if given.has("images") and bytes(given.left["images"]) != b"[]":
-        parts += [n.Image(data=data) for data in given.texts("images") or ()]
-    if given.has("tool_calls") and bytes(given.left["tool_calls"]) != b"[]":
-        path = given.path("tool_calls")
-        calls = given.items("tool_calls") or []
-        parts += [tool_call(raw, f"{path}[{at}]", at, mint) for at, raw in enumerate(calls)]
+    parts += [n.Image(data=data) for data in given.each_text("images")]
+    path = given.path("tool_calls")
+    calls = given.each("tool_calls")
+    parts += [tool_call(raw, f"{path}[{at}]", at, mint) for at, raw in enumerate(calls)]
     return parts
 
 
@@ -110,19 +105,6 @@ def tool_call(raw: Raw, path: str, at: int, mint: str | None) -> n.ToolCall:
     if function.left:
         given.left["function"] = Raw(o.encode(function.left))
     return n.ToolCall(id=call_id, name=name, arguments=arguments, extra=given.left)
-
-
-def _tool(raw: Raw, at: str) -> n.Tool | n.NativeTool:
-    given = o.Fields(raw, at)
-    if not given.has("function") or given.text("type") != "function":
-        return n.NativeTool(dialect="ollama", raw=raw)
-    function = given.need("function", given.child("function"))
-    name = function.need("name", function.text("name"))
-    description = function.text("description")
-    schema = function.raw("parameters")
-    if function.left:
-        given.left["function"] = Raw(o.encode(function.left))
-    return n.Tool(name=name, description=description, schema=schema, extra=given.left)
 
 
 def _format(given: o.Fields) -> n.OutputFormat | None:
