@@ -103,8 +103,10 @@ class Instance:
 
 
 class Stage:
-    def __init__(self, tasks: TaskGroup) -> None:
+    def __init__(self, tasks: TaskGroup, zero: float) -> None:
         self.tasks = tasks
+        self.zero = zero
+        """Unix seconds when the loop's clock shows 0."""
         self.hub = MemoryHub(choose=lambda _: 0)
         self.hub.wall = self.wall
         self.bus = MemoryBus("holder", self.hub)
@@ -113,7 +115,7 @@ class Stage:
         self.alerts: list[Alert] = []
 
     def wall(self) -> float:
-        return NOON + asyncio.get_running_loop().time()
+        return self.zero + asyncio.get_running_loop().time()
 
     @property
     def log(self) -> KeptLog:
@@ -181,9 +183,9 @@ async def operate(bus: Bus, change: Any) -> CommandReply:  # noqa: ANN401 - of O
 
 
 @asynccontextmanager
-async def ledger_stage(*names: str) -> AsyncIterator[Stage]:
+async def ledger_stage(*names: str, zero: float = NOON) -> AsyncIterator[Stage]:
     async with anyio.create_task_group() as tasks:
-        stage = Stage(tasks)
+        stage = Stage(tasks, zero)
         await stage.listen()
         for name in names:
             await stage.add(name)

@@ -61,7 +61,7 @@ def test_every_rung_answers_in_its_turn(folder: Path) -> None:
 
 
 def test_an_old_answer_is_found_where_the_cache_keeps_them(folder: Path) -> None:
-    text = FILE.replace("    ladder:", "    cache: {exact: 1h, stale_if_error: 1d}\n    ladder:")
+    text = FILE.replace("    ladder:", "    cache: {exact: 1m, stale_if_error: 1d}\n    ladder:")
     (folder / "breakwater.yaml").write_text(text)
     result = run(folder, "main", "--json")
     rows = [json.loads(line) for line in result.stdout.splitlines()]

@@ -57,7 +57,9 @@ def test_a_body_of_too_many_fields_is_refused() -> None:
     st.dictionaries(
         st.text(max_size=8),
         st.recursive(
-            st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5), st.lists
+            st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+            st.lists,
+            max_leaves=8,
         ),
         max_size=8,
     )
