@@ -220,6 +220,7 @@ _TYPE_BY_CODE: Final[dict[f.Code, str]] = {
     "invalid_request": "invalid_request_error",
     "context_length_exceeded": "invalid_request_error",
     "content_filter": "invalid_request_error",
+    "max_cost_exceeded": "invalid_request_error",
     "authentication": "authentication_error",
     "permission": "permission_error",
     "model_not_found": "not_found_error",
