@@ -305,6 +305,17 @@ async def test_a_failure_inside_a_200_before_content_is_a_failed_attempt(api: st
         assert not order.caller.all
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_redirect_is_not_followed_and_is_named(stream: bool) -> None:
+    async with worker() as gateway:
+        order = Order(gateway, stream=stream)
+        (await gateway.provider.next_call()).reply(307, b"", location="http://elsewhere/")
+        failure = (await order.finished()).failure
+        assert isinstance(failure, f.ServerError)
+        assert (failure.provider_status, "base_url" in failure.message) == (307, True)
+        assert gateway.provider.seen == ["a"]
+
+
 @apis
 async def test_no_first_token_in_time_says_nothing_to_the_caller(api: str) -> None:
     async with worker() as gateway:

@@ -349,6 +349,9 @@ class Worker(Actor):
             if answer.status >= 400:
                 run.stream_open = False
                 return self._provider.classify(deployment, answer, await read_error(answer), place)
+            if answer.status >= 300:
+                run.stream_open = False
+                return _redirect(answer.status)
             if work.stream and work.api != "embeddings":
                 return await self._stream(run, answer, exchange, place)
             self._spoke(run)
@@ -441,6 +444,15 @@ class Worker(Actor):
         if deployment.price is not None:
             return of_config(deployment.price)
         return self._prices.price_of(deployment.provider, model, self.context.clock.wall())
+
+
+def _redirect(status: int) -> f.Failure:
+    # A key goes to the host that it was given for, and to no other that this one names.
+    return f.ServerError(
+        f"the provider answered with a redirect ({status}), and those are not followed: base_url should"
+        " name where it leads",
+        provider_status=status,
+    )
 
 
 def _filtered() -> f.Failure:
