@@ -40,12 +40,20 @@ async def test_all_deliveries_follow_the_order_of_publishing() -> None:
 
 async def test_two_that_answer_each_other_for_ever_do_not_stop_the_loop() -> None:
     bus = MemoryBus("test")
-    await bus.subscribe("ping", lambda _: bus.publish("pong"))
-    await bus.subscribe("pong", lambda _: bus.publish("ping"))
+    heard: list[str] = []
+
+    def answer(message: Message) -> None:
+        heard.append(message.subject)
+        bus.publish("pong" if message.subject == "ping" else "ping")
+
+    await bus.subscribe("ping", answer)
+    await bus.subscribe("pong", answer)
     bus.publish("ping")
     for _ in range(100):
         await asyncio.sleep(0)
     await bus.close()
+    assert len(heard) > 50
+    assert heard[:4] == ["ping", "pong", "ping", "pong"]
 
 
 async def test_a_bus_that_is_cut_off_sends_later_and_misses_what_came() -> None:

@@ -149,6 +149,9 @@ def test_an_address_that_others_reach_is_refused_while_auth_is_open(
 def test_allow_open_serves_other_addresses(tmp_path: Path) -> None:
     process = Gateway(tmp_path, "--host", "0.0.0.0", "--allow-open")  # noqa: S104 - that is the point
     try:
+        # All of 127/8 is this machine; a server of 127.0.0.1 alone does not answer there.
+        answer = httpx.get(f"http://127.0.0.2:{process.port}/healthz", trust_env=False)
+        assert answer.status_code == 200
         process.end()
     finally:
         process.discard()

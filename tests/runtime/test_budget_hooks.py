@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.http.wire import KeptLog
 
 from breakwater_gateway.config.model import Budget, KeyRef
 from breakwater_gateway.ledger import hooks
 from breakwater_gateway.ledger.hooks import Hooks, rule_of
 from breakwater_gateway.ledger.limits import Limits
 from breakwater_gateway.runtime.tasks import TaskSet
-from breakwater_gateway.runtime.telemetry import get_log
+from breakwater_gateway.runtime.telemetry import Log, get_log
 from breakwater_protocol.events import BudgetChanged
 
 pytestmark = pytest.mark.anyio
@@ -62,10 +63,16 @@ async def receiver(*statuses: int) -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{port}/hook?token=secret", heard
 
 
-async def tell(address: str, monkeypatch: pytest.MonkeyPatch, event: BudgetChanged = EVENT) -> None:
+async def tell(
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    event: BudgetChanged = EVENT,
+    log: Log | None = None,
+) -> None:
     monkeypatch.setattr(hooks, "TRIES_S", (0.0, 0.0, 0.0))
-    tasks = TaskSet(get_log())
-    told = Hooks({"HOOK": address}, log=get_log(), tasks=tasks)
+    log = log or get_log()
+    tasks = TaskSet(log)
+    told = Hooks({"HOOK": address}, log=log, tasks=tasks)
     told.configure([budget()])
     told.crossed(event)
     await tasks.join()
@@ -93,7 +100,10 @@ async def test_only_what_may_help_is_tried_again(
 async def test_an_address_that_leads_nowhere_hurts_nobody(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await tell(address, monkeypatch)
+    log = KeptLog()
+    await tell(address, monkeypatch, log=log)
+    said = ["webhook_retried"] * 3 + ["webhook_failed"] if address else ["webhook_unknown"]
+    assert log.events == said
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,15 @@ def samples(*registries: Registry) -> dict[tuple[str, tuple[tuple[str, str], ...
 
 
 def test_a_registry_is_what_actors_call_metrics() -> None:
-    metrics: Metrics = Registry()
+    registry = Registry()
+    metrics: Metrics = registry
     metrics.counter("breakwater_attempts_total", deployment="a", error="").add()
     metrics.gauge("breakwater_inflight", actor="router").set(3)
     metrics.histogram("breakwater_ttft_seconds", model="m", deployment="a").observe(0.2)
+    found = samples(registry)
+    assert found["breakwater_attempts_total", (("deployment", "a"), ("error", ""))] == 1
+    assert found["breakwater_inflight", (("actor", "router"),)] == 3
+    assert found["breakwater_ttft_seconds_count", (("deployment", "a"), ("model", "m"))] == 1
 
 
 def test_whole_numbers_are_counted_exactly_beyond_what_a_float_holds() -> None:
