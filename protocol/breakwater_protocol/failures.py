@@ -169,6 +169,8 @@ class WorkerBusy(_Wait, frozen=True, omit_defaults=True, tag="worker_busy"):
 
     full: bool = False
     """What waits there for a place is as much as can be served in time: asking again at once is useless."""
+    crowded: bool = False
+    """It has as much work as it takes; another worker may have room."""
 
 
 class WorkerLost(_Failure, frozen=True, omit_defaults=True, tag="worker_lost"):

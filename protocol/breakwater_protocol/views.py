@@ -293,6 +293,10 @@ class LoadBoard:
         """How many live workers take work of this pool."""
         return len(self._pool(pool))
 
+    def workers(self, pool: str) -> tuple[str, ...]:
+        """The live ones that take work of this pool."""
+        return tuple(worker.id for worker in self._pool(pool))
+
     def choose_worker(
         self,
         pool: str,
@@ -329,6 +333,14 @@ class LoadBoard:
         if one_load * other.capacity <= other_load * one.capacity:
             return one.id
         return other.id
+
+    def has_room(self, pool: str, *, exclude: Collection[str]) -> bool:
+        """Some other worker of the pool has less in flight than it takes, as far as is known here."""
+        return any(
+            worker.tally.in_flight() < worker.capacity
+            for worker in self._by_pool.get(pool) or self._pool(pool)
+            if worker.id not in exclude
+        )
 
     # Bookkeeping.
 

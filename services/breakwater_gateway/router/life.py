@@ -75,6 +75,25 @@ class Call:
         """How long the other call had been waited for by then."""
 
 
+class Crowd:
+    """Workers that had no room for a request just now."""
+
+    __slots__ = ("at", "retry_after_s", "workers")
+
+    def __init__(self) -> None:
+        self.workers: set[str] = set()
+        self.at = 0.0
+        """When the last of them said so."""
+        self.retry_after_s = 0.0
+        """The shortest wait that one of them named."""
+
+    def add(self, worker: str, retry_after_s: float, now: float) -> None:
+        if not self.workers or retry_after_s < self.retry_after_s:
+            self.retry_after_s = retry_after_s
+        self.workers.add(worker)
+        self.at = now
+
+
 class Life:
     __slots__ = (
         "_plan",
@@ -88,6 +107,7 @@ class Life:
         "considered",
         "copies",
         "copies_inbox",
+        "crowd",
         "decisions",
         "dropped",
         "first_token_s",
@@ -192,6 +212,8 @@ class Life:
         """What the caller has of its stream, where another deployment may go on with it."""
         self.copies_inbox: Inbox | None = None
         """Where the worker says everything a second time."""
+        self.crowd: Crowd | None = None
+        """None: no worker was full."""
         self.hedges = 0
         """Calls made beside another so far."""
         self.over = False

@@ -195,8 +195,12 @@ class Worker(Actor):
         deployment = self._deployments.get(work.deployment)
         # Where another worker may have room, it is worth asking at once.
         alone = deployment is not None and self._doors.others(deployment.pool) == 0
-        wait_s = shed.retry_after_s if alone else 0.1
-        return f.WorkerBusy("the worker is at capacity", retry_after_s=wait_s, full=alone)
+        return f.WorkerBusy(
+            "the worker is at capacity",
+            retry_after_s=shed.retry_after_s,
+            full=alone,
+            crowded=not alone,
+        )
 
     def _begin(self, run: Run) -> None:
         self._arm(run, run.clock.wake_at())

@@ -22,7 +22,7 @@ from breakwater_gateway.router.desks.presence import Presence
 from breakwater_gateway.router.desks.probes import Probes
 from breakwater_gateway.router.desks.queues import Queues
 from breakwater_gateway.router.desks.tell import tell
-from breakwater_gateway.router.life import Call, Life
+from breakwater_gateway.router.life import Call, Crowd, Life
 from breakwater_gateway.router.plan import (
     Candidate,
     Claim,
@@ -42,8 +42,10 @@ from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Cancel, Finished, Leave, Started, WorkReply
 
 _BUSY_S: Final = 0.02
-"""Before another worker is chosen, so that a fleet that is full is not asked in a circle."""
+"""Before a worker is chosen again, after one that could not take the call for now: it leaves, or knows too little."""
 
+CROWDED_S: Final = 0.25
+"""How long a request takes a worker for full that said so."""
 COPIES_BYTES_MAX: Final = 1024 * 1024
 """Of one stream that another deployment may go on with."""
 
@@ -234,11 +236,20 @@ class Attempts:
         """Hand the attempt to a worker. False when none could take it: the plan is asked again."""
         clock, target = self.context.clock, step.candidate.target
         deployment = self._targets.deployment(life.model, step.candidate.deployment)
-        worker = self._targets.loads.choose_worker(deployment.pool, clock.draw(), now=now)
+        crowd = life.crowd if life.crowd is not None and now < life.crowd.at + CROWDED_S else None
+        worker = self._targets.loads.choose_worker(
+            deployment.pool,
+            clock.draw(),
+            now=now,
+            exclude=() if crowd is None else crowd.workers,
+        )
         if worker is None:
             if hold is not None:
                 self._books.unmade(hold)
-            life.plan.turned_away(step.candidate)
+            if crowd is None:
+                life.plan.turned_away(step.candidate)
+            else:
+                life.plan.refused(step.candidate, full(crowd))
             return False
         if not step.repeat:
             self._budget(life, step).request(now)
@@ -362,11 +373,27 @@ class Attempts:
             now = self.context.clock.now()
             life.note("skip", now=now, reason="worker_busy")
             life.plan.turned_away(call.step.candidate)
-            if not life.calls:
+            if failure.crowded and not throttled:
+                self._crowded(life, call, failure, now)
+            elif not life.calls:
                 again = partial(self.advance, life)
                 life.wait(self.context.clock.call_at(now + _BUSY_S, again))
             return
         self._failed(life, call, failure)
+
+    def _crowded(self, life: Life, call: Call, failure: f.WorkerBusy, now: float) -> None:
+        """The worker is full, and others may have room: one of them is asked at once, each once. Where the rest
+        is known to be full too, nobody is: whoever waits for such a fleet is told to come again."""
+        crowd = life.crowd
+        if crowd is None or now >= crowd.at + CROWDED_S:
+            crowd = life.crowd = Crowd()
+        crowd.add(call.worker, failure.retry_after_s or 0.0, now)
+        pool = self._targets.deployment(life.model, call.step.candidate.deployment).pool
+        loads = self._targets.loads
+        if not loads.has_room(pool, exclude=crowd.workers):
+            crowd.workers.update(loads.workers(pool))
+        if not life.calls:
+            self.advance(life)
 
     def _heed(self, life: Life, call: Call, failure: f.Failure | None) -> None:
         """What this router saw itself: for the time when health is silent."""
@@ -465,6 +492,12 @@ class Attempts:
     def _release_of(self, call: Call) -> Release:
         """Of the key that the call used."""
         return self._targets.throttle(call.step.candidate.target).key(call.step.key)
+
+
+def full(crowd: Crowd) -> f.WorkerBusy:
+    return f.WorkerBusy(
+        "every worker is at capacity", retry_after_s=max(1.0, crowd.retry_after_s), full=True
+    )
 
 
 def _reason(candidate: Candidate) -> str:
