@@ -56,3 +56,16 @@ def test_a_wait_that_nothing_is_known_of_is_a_second_and_none_is_endless() -> No
     refusal = shedding.refusal("batch", 10_000)
     assert refusal is not None
     assert refusal.retry_after_s == RETRY_MAX_S
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 100_000.0])
+def test_time_in_which_there_was_nothing_to_do_is_no_pace(idle_s: float) -> None:
+    shedding = Shedding(10)
+    for tick in range(20):
+        shedding.ended(tick * 0.1)
+    assert shedding.refusal("critical", 0) is None
+    for tick in range(12):
+        shedding.ended(idle_s + 2.0 + tick * 0.1)
+        refusal = shedding.refusal("critical", 10)
+        assert refusal is not None
+        assert refusal.retry_after_s == 1.0

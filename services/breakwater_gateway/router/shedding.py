@@ -36,7 +36,7 @@ class Shedding:
     `refusal` costs one comparison while there is room for everybody.
     """
 
-    __slots__ = ("_bounds", "_ended", "_lowest", "_rate", "_since", "capacity")
+    __slots__ = ("_bounds", "_ended", "_idle", "_lowest", "_rate", "_since", "capacity")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -45,14 +45,20 @@ class Shedding:
         self._ended = 0
         self._since = 0.0
         self._rate: float | None = None
+        self._idle = True
+        """Nothing was in flight: the time until the next end is no pace."""
 
     def ended(self, now: float) -> None:
         """A request is over, however it ended."""
+        if self._idle:
+            self._idle = False
+            self._ended, self._since, self._rate = 0, now, None
+            return
         self._ended += 1
         past = now - self._since
         if past >= _BUCKET_S:
             rate = self._ended / past
-            # After a pause, what was measured before it says nothing.
+            # Of calls as long as this, what was measured before says nothing.
             old = rate if self._rate is None or past > 4 * _BUCKET_S else self._rate
             self._rate = old + (rate - old) * _NEWS
             self._ended = 0
@@ -60,7 +66,11 @@ class Shedding:
 
     def refusal(self, priority: Priority, in_flight: int) -> f.Overloaded | None:
         """None: let it in."""
-        if in_flight < self._lowest or in_flight < self._bounds[priority]:
+        if in_flight < self._lowest:
+            if not in_flight:
+                self._idle = True
+            return None
+        if in_flight < self._bounds[priority]:
             return None
         message = (
             "the gateway is at capacity"
