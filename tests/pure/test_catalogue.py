@@ -5,8 +5,8 @@ import re
 import pytest
 
 from breakwater_gateway.config import not_served
+from breakwater_gateway.config.addresses import KEY_REF_PATTERN
 from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
-from breakwater_gateway.config.kinds import KEY_REF_PATTERN
 from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
 from breakwater_gateway.config.model import Config, Deployment, KeyRef, Wire
 from breakwater_gateway.config.provider import (

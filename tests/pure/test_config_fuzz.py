@@ -6,6 +6,7 @@ import yaml
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from breakwater_gateway.config.amounts import format_duration, parse_duration_ms
 from breakwater_gateway.config.codec import (
     BadStored,
     Stored,
@@ -14,7 +15,6 @@ from breakwater_gateway.config.codec import (
     encode,
     encode_stored,
 )
-from breakwater_gateway.config.kinds import format_duration, parse_duration_ms
 from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.config.show import to_yaml

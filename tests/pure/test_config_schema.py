@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from breakwater_gateway.config import not_served
-from breakwater_gateway.config.kinds import JsonSchema, ListOf, MapOf, Section
+from breakwater_gateway.config.kinds import JsonSchema, ListOf, MapOf
 from breakwater_gateway.config.load import ConfigError, load_text
 from breakwater_gateway.config.model import KeyRef
 from breakwater_gateway.config.problems import Report
 from breakwater_gateway.config.schema import json_schema
+from breakwater_gateway.config.sections import Section
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.config.table import ROOT
 from breakwater_gateway.config.yaml_tree import parse

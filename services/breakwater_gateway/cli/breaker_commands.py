@@ -72,7 +72,7 @@ def reset(target: str, as_json: bool, nats_url: str, root: str, creds: str | Non
 
 
 def _seconds(text: str, *, as_json: bool) -> float:
-    from breakwater_gateway.config.kinds import parse_duration_ms
+    from breakwater_gateway.config.amounts import parse_duration_ms
 
     ms = parse_duration_ms(text)
     if not ms:

@@ -155,7 +155,7 @@ def _made(make: Callable[[], tuple[KeyRecord, str]], *, as_json: bool) -> tuple[
 
 
 def _seconds(text: str | None, option: str, *, as_json: bool) -> float | None:
-    from breakwater_gateway.config.kinds import parse_duration_ms
+    from breakwater_gateway.config.amounts import parse_duration_ms
 
     if text is None:
         return None

@@ -77,7 +77,7 @@ def status(as_json: bool, nats_url: str, creds: str | None, root: str) -> None:
 @reach.creds
 @reach.root
 def replay(since: str, as_json: bool, nats_url: str, creds: str | None, root: str) -> None:
-    from breakwater_gateway.config.kinds import parse_duration_ms
+    from breakwater_gateway.config.amounts import parse_duration_ms
 
     ms = parse_duration_ms(since)
     if not ms:

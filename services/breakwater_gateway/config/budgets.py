@@ -9,9 +9,10 @@ from typing import Final, cast
 from zoneinfo import ZoneInfo, available_timezones
 
 from breakwater_gateway.config import table as keys
-from breakwater_gateway.config.kinds import Block, format_duration, parse_duration_ms
+from breakwater_gateway.config.amounts import format_duration, parse_duration_ms
 from breakwater_gateway.config.model import Budget, Per, RateLimit
 from breakwater_gateway.config.problems import Path, Report, shown
+from breakwater_gateway.config.sections import Block
 
 ROLLING_MIN_S: Final = 60
 ROLLING_MAX_S: Final = 366 * 86_400

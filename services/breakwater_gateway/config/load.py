@@ -14,15 +14,10 @@ from msgspec import Struct, structs
 
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config import table as keys
+from breakwater_gateway.config.amounts import format_duration
 from breakwater_gateway.config.budgets import read_budgets, read_rate_limits
 from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
-from breakwater_gateway.config.kinds import (
-    Block,
-    Key,
-    Named,
-    format_duration,
-    refusal,
-)
+from breakwater_gateway.config.kinds import Named, refusal
 from breakwater_gateway.config.model import (
     Auth,
     AuthScheme,
@@ -60,6 +55,7 @@ from breakwater_gateway.config.recovery import (
     read_static_answers,
 )
 from breakwater_gateway.config.routes import check_loops, read_routes
+from breakwater_gateway.config.sections import Block, Key
 from breakwater_gateway.config.targets import KEYS_MAX, RESERVED, key_target
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token

@@ -9,13 +9,8 @@ from typing import Final, Literal, cast
 from msgspec import Struct
 
 from breakwater_gateway.config import table as keys
-from breakwater_gateway.config.kinds import (
-    Block,
-    FileName,
-    Named,
-    format_duration,
-    parse_duration_ms,
-)
+from breakwater_gateway.config.amounts import format_duration, parse_duration_ms
+from breakwater_gateway.config.kinds import FileName, Named
 from breakwater_gateway.config.model import (
     Config,
     Hedge,
@@ -28,6 +23,7 @@ from breakwater_gateway.config.model import (
     StaticAnswers,
 )
 from breakwater_gateway.config.problems import Path, Report, shown
+from breakwater_gateway.config.sections import Block
 from breakwater_gateway.config.yaml_tree import parse
 
 ReadFile = Callable[[str], bytes]

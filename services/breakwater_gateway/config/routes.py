@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from breakwater_gateway.config import table as keys
-from breakwater_gateway.config.kinds import Block, Key, Named
+from breakwater_gateway.config.kinds import Named
 from breakwater_gateway.config.model import Condition, Deployment, Model, Route
 from breakwater_gateway.config.problems import Path, Report, shown
+from breakwater_gateway.config.sections import Block, Key
 
 _PROPERTY: Final = re.compile(r"property\.(.*)")
 _EMPTY: Final = Block({}, {}, 1, 1)

@@ -5,9 +5,9 @@ from typing import Final
 
 import yaml
 
+from breakwater_gateway.config.amounts import format_duration
 from breakwater_gateway.config.budgets import plain_budget, plain_rate_limit, usd_text
 from breakwater_gateway.config.catalogue import CATALOGUE
-from breakwater_gateway.config.kinds import format_duration
 from breakwater_gateway.config.model import Config, Deployment, Model, Price, Semantic, Telemetry
 from breakwater_gateway.config.provider import Provider, auth_of
 from breakwater_gateway.config.recovery import show_recovery, show_static_answers

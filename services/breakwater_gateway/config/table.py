@@ -3,34 +3,29 @@
 from typing import Any, Final, get_args
 
 from breakwater_gateway.config import not_served
-from breakwater_gateway.config.kinds import (
+from breakwater_gateway.config.addresses import Headers, Hook, KeyRefs, Setting, Url
+from breakwater_gateway.config.amounts import (
     DURATION_PATTERN,
-    Block,
-    Choice,
     Duration,
     DurationOrOff,
-    FileName,
-    Headers,
-    Hook,
-    InFile,
-    Key,
-    KeyRefs,
-    ListOf,
-    MapOf,
     Number,
     NumberOr,
-    OneOrMore,
-    Prose,
-    Section,
-    Setting,
     Share,
-    StaysOff,
-    Switch,
-    Text,
-    Url,
     Usd,
     UsdPerMillion,
     Whole,
+)
+from breakwater_gateway.config.kinds import (
+    Choice,
+    FileName,
+    InFile,
+    ListOf,
+    MapOf,
+    OneOrMore,
+    Prose,
+    StaysOff,
+    Switch,
+    Text,
 )
 from breakwater_gateway.config.model import (
     AuthScheme,
@@ -42,6 +37,7 @@ from breakwater_gateway.config.model import (
     Veto,
 )
 from breakwater_gateway.config.provider import PARAMS
+from breakwater_gateway.config.sections import Block, Key, Section
 
 MODELS_MAX: Final = 10_000
 DEPLOYMENTS_MAX: Final = 100
