@@ -146,6 +146,24 @@ def test_another_attempt_that_goes_on_is_taken_where_the_first_one_stopped() -> 
     assert one.seam
 
 
+def test_who_heard_more_of_the_attempt_that_was_cut_than_its_leader_has_no_whole_answer() -> None:
+    one = flight()
+    one.arrive(b"a", chunk(0))
+    one.arrive(b"b", chunk(1))
+    assert one.arrive(b"x", chunk(1, attempt="2", seam="other")) == []
+    assert one.broken, "what goes on would follow other words than it goes on with"
+
+
+def test_a_seam_that_comes_in_two_ways_is_one() -> None:
+    one = flight()
+    one.arrive(b"a", chunk(0))
+    one.arrive(b"b", chunk(1, attempt="10", seam="other"))
+    assert one.arrive(b"b", chunk(1, attempt="10", seam="other")) == []
+    assert one.arrive(b"x", chunk(1, attempt="9", seam="before")) == []
+    assert not one.broken
+    assert len(one.arrive(b"", chunk(2, attempt="10", end="ok"))) == 1
+
+
 def test_a_flight_stands_alone_once_all_that_is_to_come_comes_from_the_worker() -> None:
     one = flight()
     one.arrive(b"a", chunk(0))

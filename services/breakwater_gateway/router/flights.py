@@ -180,7 +180,7 @@ class Flight(Generic[T]):
         if number is not None and number != self.heard:
             if number > self.heard and len(self._early) < EARLY_MAX:
                 self._early[_place(said), number] = said
-            elif number > self.heard:
+            elif number > self.heard or self._diverges(said):
                 self.broken = True
             return []
         found: list[Said] = []
@@ -196,6 +196,12 @@ class Flight(Generic[T]):
         if self.end is not None:
             self._early.clear()
         return found
+
+    def _diverges(self, said: Said) -> bool:
+        """It goes on from before the last words that came here of the attempt that was cut."""
+        attempt = said.headers.get(h.ATTEMPT, "1")
+        later = (len(attempt), attempt) > (len(self._attempt), self._attempt)
+        return later and h.SEAM in said.headers
 
     def leave(self, follower: T) -> bool:
         """False when it did not follow."""
