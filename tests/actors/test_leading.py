@@ -221,6 +221,27 @@ async def test_a_renewal_that_landed_without_an_answer_is_still_ours() -> None:
     assert lease.generation == first
 
 
+async def test_a_renewal_confirmed_after_the_lease_had_lapsed_begins_another_lead() -> None:
+    """Whoever looked meanwhile saw nobody lead, and has begun nothing."""
+
+    class Slow(MemoryBus):
+        delay_s = 0.0
+
+        async def reach(self) -> None:
+            await asyncio.sleep(self.delay_s)
+            await super().reach()
+
+    bus = Slow("a", MemoryHub())
+    lease = Lease(bus, Clock(), KEY, "a", ttl_s=LEASE_S)
+    assert await lease.hold()
+    first = lease.generation
+    bus.delay_s = 2 * MARGIN_S / 4
+    await asyncio.sleep(LEASE_S - MARGIN_S - bus.delay_s / 2)
+    assert lease.held()
+    assert await lease.hold(), "the server took it in time"
+    assert lease.generation > first
+
+
 async def test_a_lease_is_asked_for_in_time_to_ask_once_more() -> None:
     bus = MemoryBus("a", MemoryHub())
     lease = Lease(bus, Clock(), KEY, "a", ttl_s=LEASE_S)

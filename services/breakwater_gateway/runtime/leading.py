@@ -86,7 +86,9 @@ class Lease:
                 self._revision = entry.revision
             else:
                 self._revision = revision
-                if not unbroken:
+                if not (unbroken and self.held()):
+                    # Also where it lapsed while the answer was under way: an owner that looked then saw
+                    # that it leads no more, and left off.
                     self.generation = revision
                 self._until = asked_at + self._ttl_s - MARGIN_S
                 return
