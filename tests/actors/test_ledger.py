@@ -181,6 +181,42 @@ async def test_an_append_without_an_answer_is_looked_up_in_the_log(stores: bool)
         assert held == 20
 
 
+class Unhurried(Doubtful):
+    """A log that has the next append at once, and confirms it when it is let."""
+
+    def __init__(self, inner: EventLog) -> None:
+        super().__init__(inner, stores=True)
+        self.stored, self.let = asyncio.Event(), asyncio.Event()
+
+    async def append(
+        self, subject: str, data: bytes, *, expected: int, timeout_s: float = 2.0
+    ) -> int:
+        seq = await self.inner.append(subject, data, expected=expected, timeout_s=timeout_s)
+        if self.armed:
+            self.armed = False
+            self.stored.set()
+            await self.let.wait()
+        return seq
+
+
+async def test_a_standby_that_was_made_the_leader_while_it_read_on_folds_nothing_of_its_own() -> (
+    None
+):
+    async with ledger_stage("a") as stage:
+        await lease(stage.bus, "r/1/1")
+        ledger = stage.instances["a"].ledger
+        writer = next(each for each in ledger._writers if each.book.lines)
+        ledger.event_log = log = Unhurried(ledger.event_log)
+        asking = asyncio.create_task(lease(stage.bus, "r/1/2"))
+        await log.stored.wait()
+        await writer.follow()
+        log.let.set()
+        assert isinstance(await asking, Granted)
+        assert writer.broken == ""
+        assert stage.alerts == []
+        assert (await books(stage.bus)).lines[0].held == 20
+
+
 async def test_a_lease_that_nobody_reports_counts_as_spent_whole() -> None:
     async with ledger_stage("a") as stage:
         await lease(stage.bus, "r/1/1")

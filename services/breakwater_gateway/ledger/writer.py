@@ -126,7 +126,8 @@ class Writer:
                 await self._load()
             while not self.broken:
                 found = await self._shell.event_log.read(self.subject, after=self.seq)
-                if not found:
+                # Whoever leads has what it wrote in its book already, and it is confirmed a little later.
+                if self.leading or not found:
                     return
                 for stored in found:
                     self._fold(stored)
