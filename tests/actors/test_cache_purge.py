@@ -20,6 +20,8 @@ from tests.virtual_time import VirtualTimeLoop
 from breakwater_gateway.cache.actor import BUCKET
 from breakwater_gateway.cli import cache_commands
 from breakwater_gateway.config.model import CachePolicy, Semantic
+from breakwater_gateway.router.actor import Router
+from breakwater_gateway.runtime.bus import Entry, Store
 from breakwater_protocol.cache import Label, Purge
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +125,129 @@ async def test_rows_that_no_index_has_go_too(capsys: pytest.CaptureFixture[str])
         assert await purged(gateway, capsys, Purge(tenant="t")) == (1, 1)
         assert await kept(gateway) == (0, 1), "whose it is nobody knows"
         assert await purged(gateway, capsys, Purge()) == (0, 1)
+        assert await kept(gateway) == (0, 0)
+
+
+def bucket(gateway: Gateway, router: str) -> Store:
+    """As that router reads and writes it."""
+    found = gateway.actor(router)
+    assert isinstance(found, Router)
+    store = found._cache.kept.store
+    assert store is not None
+    return store
+
+
+async def from_the_cache(gateway: Gateway) -> str:
+    only = {"breakwater-cache": "only"}
+    return (await gateway.ask(headers=only, temperature=0).reply()).headers["breakwater-cache"]
+
+
+async def test_what_is_asked_for_while_a_purge_runs_is_gone_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with stage(cached()) as gateway:
+        await gateway.add("router-2")
+        gateway.hub.choose(lambda _: 0)
+        await answered(gateway)
+        store, let = bucket(gateway, "router"), asyncio.Event()
+        keys = store.keys
+
+        async def later() -> list[str]:
+            await let.wait()
+            return await keys()
+
+        monkeypatch.setattr(store, "keys", later)
+        purge = asyncio.create_task(purged(gateway, capsys, Purge()))
+        await asyncio.sleep(0.1)
+        for choose in (lambda _: 0, lambda n: n - 1):
+            gateway.hub.choose(choose)
+            assert await from_the_cache(gateway) == "hit", "the bucket has it still"
+        let.set()
+        assert await purge == (1, 0)
+        for choose in (lambda _: 0, lambda n: n - 1):
+            gateway.hub.choose(choose)
+            assert await from_the_cache(gateway) == "miss"
+
+
+async def test_a_wrong_answer_that_is_asked_for_while_it_is_removed_does_not_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with stage(cached()) as gateway:
+        await gateway.add("router-2")
+        gateway.hub.choose(lambda _: 0)
+        await answered(gateway)
+        store, let = bucket(gateway, "router"), asyncio.Event()
+        id_ = "e" + (await store.keys())[0]
+        delete = store.delete
+
+        async def later(key: str) -> None:
+            await let.wait()
+            await delete(key)
+
+        monkeypatch.setattr(store, "delete", later)
+        said = json.dumps({"id": id_, "tenant": "t", "verdict": "wrong"}).encode()
+        telling = asyncio.create_task(
+            gateway.bus.ask("bw.v1.cache.exact.feedback", said, timeout_s=2)
+        )
+        await asyncio.sleep(0.1)
+        for choose in (lambda _: 0, lambda n: n - 1):
+            gateway.hub.choose(choose)
+            assert await from_the_cache(gateway) == "hit", "the bucket has it still"
+        let.set()
+        await telling
+        await asyncio.sleep(0.1)
+        for choose in (lambda _: 0, lambda n: n - 1):
+            gateway.hub.choose(choose)
+            assert await from_the_cache(gateway) == "miss"
+
+
+async def test_what_was_read_before_a_purge_and_arrives_after_it_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with stage(cached()) as gateway:
+        await gateway.add("router-2")
+        gateway.hub.choose(lambda _: 0)
+        await answered(gateway)
+        store, read, let = bucket(gateway, "router-2"), asyncio.Event(), asyncio.Event()
+        get = store.get
+
+        async def late(key: str) -> Entry | None:
+            found = await get(key)
+            read.set()
+            await let.wait()
+            return found
+
+        monkeypatch.setattr(store, "get", late)
+        gateway.hub.choose(lambda n: n - 1)
+        asking = asyncio.create_task(from_the_cache(gateway))
+        await read.wait()
+        gateway.hub.choose(lambda _: 0)
+        await gateway.bus.ask("bw.v1.cache.exact.purge", b"{}", timeout_s=2)
+        let.set()
+        assert await asking == "miss"
+        gateway.hub.choose(lambda n: n - 1)
+        assert await from_the_cache(gateway) == "miss"
+
+
+async def test_what_is_on_its_way_to_the_bucket_is_purged_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with stage(cached()) as gateway:
+        await gateway.add("router-2")
+        gateway.hub.choose(lambda _: 0)
+        store, let = bucket(gateway, "router"), asyncio.Event()
+        put = store.put
+
+        async def late(key: str, value: bytes, *, ttl_s: int | None = None) -> int:
+            await let.wait()
+            return await put(key, value, ttl_s=ttl_s)
+
+        monkeypatch.setattr(store, "put", late)
+        await answered(gateway)
+        gateway.hub.choose(lambda n: n - 1)
+        assert await purged(gateway, capsys, Purge()) == (0, 0)
+        let.set()
+        await asyncio.sleep(0.1)
         assert await kept(gateway) == (0, 0)
 
 

@@ -516,8 +516,7 @@ class CacheDesk:
                 model=changed.model or None,
                 partition=changed.partition or None,
             )
-            self.kept.memory.forget_all(lambda entry: entries.belongs(entry, which))
-            self.kept.measure()
+            self.kept.forget_all(which)
 
     # ------------------------------------------------------------ counting
 

@@ -60,11 +60,9 @@ class Care:
             return
         verdict = _EVENTS[said.verdict]
         if said.verdict != "good":
-            # Told first: other routers serve it from memory until they hear of it.
-            self._tell(verdict, tenant=said.tenant, digest=entry.digest, id_=said.id)
+            # Before others are told: who forgets it must not find it in the bucket again.
             await self._kept.delete(entry.digest)
-        else:
-            self._tell(verdict, tenant=said.tenant, digest=entry.digest, id_=said.id)
+        self._tell(verdict, tenant=said.tenant, digest=entry.digest, id_=said.id)
         self._reply(reply, c.FeedbackReply(True))
 
     async def _own(self, digest: str, tenant: str) -> entries.Entry | None:
@@ -95,15 +93,8 @@ class Care:
 
     async def _purge(self, which: c.Purge, reply: str) -> None:
         # Those of other routers' memory that the bucket has not are forgotten by the event, and not counted.
-        gone = set(self._kept.memory.forget_all(lambda entry: entries.belongs(entry, which)))
-        self._kept.measure()
-        self._tell(
-            "purged",
-            tenant=which.tenant or "",
-            model=which.model or "",
-            partition=which.partition or "",
-            digest=which.digest or "",
-        )
+        gone = set(self._kept.forget_all(which))
+        self._tell_purged(which)
         store = self._kept.store
         try:
             if store is not None:
@@ -115,8 +106,21 @@ class Care:
         except BusError as error:
             self._context.log.warning("cache_not_purged", error=repr(error))
             return  # whoever asked hears nothing, and asks again
+        if store is not None:
+            # What was asked for meanwhile came back into memory for as long as the bucket had it.
+            self._kept.forget_all(which)
+            self._tell_purged(which)
         semantic = any(model.cache.semantic for model in self._config().models.values())
         self._reply(reply, c.PurgeReply(len(gone), semantic=semantic))
+
+    def _tell_purged(self, which: c.Purge) -> None:
+        self._tell(
+            "purged",
+            tenant=which.tenant or "",
+            model=which.model or "",
+            partition=which.partition or "",
+            digest=which.digest or "",
+        )
 
     async def _drop(self, store: Store, key: str, which: c.Purge) -> bool:
         if not which.everything:

@@ -16,6 +16,7 @@ from breakwater_gateway.config.model import Limits
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Store
 from breakwater_gateway.runtime.tasks import TaskSet
+from breakwater_protocol.cache import Purge
 
 BUCKET: Final = "bw_cache"
 READ_S: Final = 0.025
@@ -36,6 +37,8 @@ class Kept:
         self.answer_max = limits.cache_answer_bytes
         self.store: Store | None = None
         self._writing = 0
+        self._forgotten = 0
+        """How often something was: what was read or written from before that may be gone by now."""
         self._known: set[str] | None = None
         """Digests in the bucket, as far as this router can tell alone; None: it cannot."""
         self._peers = False
@@ -89,12 +92,15 @@ class Kept:
         """From the bucket into memory; None for a miss, a word for what was there and is not to be served."""
         if self.store is None:
             return None
+        forgotten = self._forgotten
         try:
             async with asyncio.timeout(READ_S):
                 stored = await self.store.get(digest)
         except (TimeoutError, BusError) as error:
             self._context.log.debug("cache_not_read", error=repr(error))
             return None
+        if forgotten != self._forgotten:
+            return None  # it may be what was forgotten meanwhile
         if stored is None or stored.value is None:
             if self._known is not None:
                 self._known.discard(digest)
@@ -128,9 +134,14 @@ class Kept:
             self._tasks.spawn(self._write(self.store, entry, stored))
 
     async def _write(self, store: Store, entry: Entry, stored: Callable[[], None]) -> None:
+        forgotten = self._forgotten
         try:
             ttl_s = max(1, math.ceil(entry.kept_s))
             await store.put(entry.digest, entries.encode(entry), ttl_s=ttl_s)
+            if forgotten != self._forgotten and entry.digest not in self.memory:
+                # It may have been forgotten before the bucket had it: an answer too few does no harm.
+                await store.delete(entry.digest)
+                return
             if self._known is not None:
                 self._known.add(entry.digest)
                 if len(self._known) > KNOWN_MAX:
@@ -143,9 +154,17 @@ class Kept:
 
     def forget(self, *digests: str) -> None:
         """In memory; whoever says that they are gone has seen to the bucket."""
+        self._forgotten += 1
         for digest in digests:
             self.memory.forget(digest)
         self.measure()
+
+    def forget_all(self, which: Purge) -> list[str]:
+        """In memory too; their digests."""
+        self._forgotten += 1
+        gone = self.memory.forget_all(lambda entry: entries.belongs(entry, which))
+        self.measure()
+        return gone
 
     async def delete(self, digest: str) -> None:
         """Everywhere but in other routers' memory."""
@@ -155,6 +174,7 @@ class Kept:
                 await self.store.delete(digest)
             except BusError as error:
                 self._context.log.warning("cache_not_deleted", error=repr(error))
+            self.forget(digest)  # who asked meanwhile has brought it back
 
     def measure(self) -> None:
         self._bytes.set(self.memory.bytes)
