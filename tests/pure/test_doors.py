@@ -67,7 +67,7 @@ class Stage:
         self.doors: Doors[Run] = Doors(
             cast("Clock", self.clock),
             begin=lambda run: run.said.append("begun"),
-            refuse=lambda run, _: run.said.append("refused"),
+            refuse=lambda run, *_: run.said.append("refused"),
         )
         deployment = Deployment(
             id="a", provider="p", model="m", wire="openai", base_url="http://a",

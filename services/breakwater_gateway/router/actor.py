@@ -48,6 +48,7 @@ from breakwater_gateway.runtime.bus import (
     Subscription,
 )
 from breakwater_gateway.runtime.keyring import Keyring
+from breakwater_gateway.runtime.overload import shed
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.runtime.telemetry import Counter, Histogram
 from breakwater_protocol import cloudevents
@@ -245,6 +246,7 @@ class Router(Actor):
         self._targets.retain(config)
 
     def load(self) -> Load:
+        self._attempts.measure()
         return Load(
             capacity=self.config.limits.in_flight,
             in_flight=len(self._live),
@@ -395,6 +397,7 @@ class Router(Actor):
             self._tenants[message.subject] = tenant
         refusal = self._shedding.refusal(options.priority, len(self._live))
         if refusal is not None:
+            shed(self.context, options.priority, "router")
             return refusal
         repeat = self._cache.repeats.find(api, message.data)
         if repeat is not None:

@@ -67,6 +67,10 @@ class Waiting:
                 queue.remove(request)
                 return
 
+    def firsts(self) -> list[str]:
+        """Of each kind the one that has waited longest."""
+        return [queue[0] for queue in self._queues if queue]
+
     def pop(self) -> str:
         return next(queue for queue in self._queues if queue).popleft()
 

@@ -39,6 +39,10 @@ class Throttle:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def firsts(self) -> list[str]:
+        """Of each priority the request that has waited longest."""
+        return self._waiting.firsts()
+
     def key(self, key: int) -> Release:
         return self.keys[key % len(self.keys)]
 

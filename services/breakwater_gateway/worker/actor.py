@@ -21,11 +21,12 @@ from breakwater_gateway.pricing.prices import shipped
 from breakwater_gateway.router.shedding import Shedding
 from breakwater_gateway.runtime.actor import Actor, Context, Load
 from breakwater_gateway.runtime.bus import BusError, Message, MessageTooLarge, Subscription
+from breakwater_gateway.runtime.overload import QueueGauges, shed
 from breakwater_gateway.runtime.tasks import TaskSet
 from breakwater_gateway.worker.desks.answers import Answers
 from breakwater_gateway.worker.desks.events import Events
 from breakwater_gateway.worker.desks.provider import Place, Provider, read_error, without
-from breakwater_gateway.worker.doors import Doors
+from breakwater_gateway.worker.doors import Doors, Why
 from breakwater_gateway.worker.exchange import Asked, Exchange, Whole, open_exchange
 from breakwater_gateway.worker.http_client import (
     Answer,
@@ -69,6 +70,7 @@ class Worker(Actor):
         self._tasks = TaskSet(context.log)
         self._live: dict[str, dict[int, Run]] = {}
         self._doors: Doors[Run] = Doors(context.clock, begin=self._begin, refuse=self._refuse)
+        self._queues = QueueGauges(context, "worker")
         self._shedding = Shedding(0)
         self._deployments: dict[str, Deployment] = {}
         self._metered: set[str] = set()
@@ -119,6 +121,10 @@ class Worker(Actor):
         return self._capacity or self.config.limits.in_flight
 
     def load(self) -> Load:
+        now = self.context.clock.now()
+        while self._doors.came:
+            self._queues.touch(self._doors.came.pop())
+        self._queues.tell(lambda place: self._doors.queue(place, now))
         return Load(
             capacity=self.capacity,
             in_flight=self._held,
@@ -189,15 +195,16 @@ class Worker(Actor):
     def _busy(self, work: Work) -> f.WorkerBusy | None:
         if self.draining:
             return f.WorkerBusy("the worker is leaving", retry_after_s=0.1)
-        shed = self._shedding.refusal(work.priority, self._held)
-        if shed is None:
+        refusal = self._shedding.refusal(work.priority, self._held)
+        if refusal is None:
             return None
         deployment = self._deployments.get(work.deployment)
+        shed(self.context, work.priority, "worker")
         # Where another worker may have room, it is worth asking at once.
         alone = deployment is not None and self._doors.others(deployment.pool) == 0
         return f.WorkerBusy(
             "the worker is at capacity",
-            retry_after_s=shed.retry_after_s,
+            retry_after_s=refusal.retry_after_s,
             full=alone,
             crowded=not alone,
         )
@@ -234,9 +241,11 @@ class Worker(Actor):
         run.due = due
         run.timer = self.context.clock.call_at(due, partial(self._on_timer, run))
 
-    def _refuse(self, run: Run, retry_after_s: float) -> None:
+    def _refuse(self, run: Run, retry_after_s: float, why: Why) -> None:
         """There is no place for it at its target in time."""
         self._forget(run)
+        if why != "stopped":
+            shed(self.context, run.work.priority, why)
         message = f"{run.work.deployment} has as many calls as it bears, and no room to wait"
         self._answers.report(
             run, f.WorkerBusy(message, retry_after_s=retry_after_s, full=True), partial=""

@@ -91,6 +91,10 @@ class Admission(Generic[T]):
         self.waiting -= len(found)
         return found
 
+    def oldest(self) -> float:
+        """When the one that has waited longest came; infinite when nobody waits."""
+        return min((line[0][1] for line in self._lines.values() if line), default=float("inf"))
+
     def next_expiry(self) -> float:
         """When `expired` next has something to say; infinite when nobody waits."""
         return min(

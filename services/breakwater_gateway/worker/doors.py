@@ -11,7 +11,7 @@ a refusal for its rate cuts what its key is given, `max_in_flight` bounds all of
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from breakwater_gateway.config.model import Deployment
 from breakwater_gateway.config.targets import key_target, kind_of
@@ -40,13 +40,15 @@ class Comer(Protocol):
 
 
 R = TypeVar("R", bound=Comer)
+Why = Literal["queue", "gave_way", "too_old", "stopped"]
+"""Why there is no place: the queue is too long, a higher priority took it, it waited too long; nobody waits any more."""
 
 
 class Doors(Generic[R]):
     def __init__(
-        self, clock: Clock, *, begin: Callable[[R], None], refuse: Callable[[R, float], None]
+        self, clock: Clock, *, begin: Callable[[R], None], refuse: Callable[[R, float, Why], None]
     ) -> None:
-        """`refuse` is told the seconds after which the attempt may come again."""
+        """`refuse` is told the seconds after which the attempt may come again, and why it may not go."""
         self._clock = clock
         self._begin = begin
         self._refuse = refuse
@@ -60,6 +62,8 @@ class Doors(Generic[R]):
         self._fleet_seen = 0
         self.waiting = 0
         """Attempts before all the gates together."""
+        self.came: set[str] = set()
+        """Doors before which somebody had to wait, since this was emptied."""
 
     # ------------------------------------------------------------ in and out
 
@@ -116,7 +120,7 @@ class Doors(Generic[R]):
         """Everybody who waits is refused: before the keys first, whose places those behind them hold."""
         for place, gate in sorted(self._gates.items(), key=lambda each: kind_of(each[0]) != "key"):
             for run in gate.expired(_NEVER):
-                self._turn_away(run, gate)
+                self._turn_away(run, gate, "stopped")
             self._watch(gate, place)
 
     # ------------------------------------------------------------ what limits there are
@@ -153,6 +157,13 @@ class Doors(Generic[R]):
             if in_flight or gate.is_cut:
                 found[target] = TargetLoad(in_flight, gate.limit, gate.waiting)
         return found
+
+    def queue(self, place: str, now: float) -> tuple[int, float]:
+        """How many wait before that door, and for how many seconds the oldest has."""
+        gate = self._gates.get(place)
+        if gate is None or not gate.waiting:
+            return 0, 0.0
+        return gate.waiting, now - gate.oldest()
 
     def _look(self) -> None:
         if self._fleet.version != self._fleet_seen:
@@ -205,19 +216,20 @@ class Doors(Generic[R]):
         retry_after_s, ousted = gate.offer(run, work.priority, now=now, deadline=now + work.total_s)
         if retry_after_s is not None:
             self._give_back(run, place)
-            self._refuse(run, retry_after_s)
+            self._refuse(run, retry_after_s, "queue")
             return
         run.waiting = place
         self.waiting += 1
+        self.came.add(place)
         if ousted is not None:
-            self._turn_away(ousted, gate)
+            self._turn_away(ousted, gate, "gave_way")
         self._watch(gate, place)
 
-    def _turn_away(self, run: R, gate: Gate[R]) -> None:
+    def _turn_away(self, run: R, gate: Gate[R], why: Why) -> None:
         place = run.waiting
         self._left(run)
         self._give_back(run, place)
-        self._refuse(run, gate.retry_after_s(self._clock.now()))
+        self._refuse(run, gate.retry_after_s(self._clock.now()), why)
 
     def _left(self, run: R) -> None:
         run.waiting = ""
@@ -227,7 +239,7 @@ class Doors(Generic[R]):
         """A place is free, or somebody has waited too long."""
         now = self._clock.now()
         for late in gate.expired(now):
-            self._turn_away(late, gate)
+            self._turn_away(late, gate, "too_old")
         while (run := gate.take(self._in_flight.get(place, 0), now)) is not None:
             self._left(run)
             run.admitted(now)

@@ -78,6 +78,9 @@ class Gate(Generic[T]):
             self._queue.remove(item)
             self._tidy()
 
+    def oldest(self) -> float:
+        return _NEVER if self._queue is None else self._queue.oldest()
+
     def next_expiry(self) -> float:
         return _NEVER if self._queue is None else self._queue.next_expiry()
 

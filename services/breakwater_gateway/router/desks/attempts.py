@@ -132,6 +132,10 @@ class Attempts:
         self._presence.stop()
         self._queues.stop()
 
+    def measure(self) -> None:
+        """The metrics of what waits here."""
+        self._queues.measure()
+
     # ------------------------------------------------------------ the plan
 
     def advance(self, life: Life) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from breakwater_gateway.router.life import Life, Timer
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.overload import QueueGauges
 
 
 class Queues:
@@ -26,12 +27,14 @@ class Queues:
         self._advance = advance
         self._timers: dict[str, Timer] = {}
         """By target: when its queue is looked at next."""
+        self._told = QueueGauges(context, "release")
 
     def join(self, life: Life, target: str, now: float) -> None:
         """Wait with everybody else that the target makes wait, at most for as long as the plan is patient."""
         life.queued, life.queued_at = target, now
         life.note("wait", now=now, deployment=target, reason="throttled")
         self._targets.throttle(target).join(life.request_id, life.rank)
+        self._told.touch(target)
         out = partial(self._waited_out, life)
         life.wait(self._context.clock.call_at(life.plan.patience, out))
         self.pump(target)
@@ -70,6 +73,17 @@ class Queues:
         """Some router's call was refused: everybody leaves the key that it used alone; None: the target."""
         self._targets.pause(target, key, wait_s, now=self._context.clock.now())
         self.pump(target)
+
+    def measure(self) -> None:
+        """The metrics of how many wait, and for how long."""
+        now = self._context.clock.now()
+
+        def state(target: str) -> tuple[int, float]:
+            throttle = self._targets.throttle(target)
+            since = [self._live[each].queued_at for each in throttle.firsts() if each in self._live]
+            return throttle.waiting, now - min(since, default=now)
+
+        self._told.tell(state)
 
     def stop(self) -> None:
         for timer in self._timers.values():
