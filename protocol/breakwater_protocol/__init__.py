@@ -30,16 +30,10 @@ from breakwater_protocol.answers import (
     Unreachable,
 )
 from breakwater_protocol.chat import Chunk, ModelEntry, Usage
-from breakwater_protocol.client import (
-    CallOptions,
-    ChatOptions,
-    ChatStream,
-    Client,
-    EmbedOptions,
-    Heard,
-    Reply,
-    ServerInfo,
-)
+from breakwater_protocol.client import ChatStream, Client
+from breakwater_protocol.connection import Reply, ServerInfo
+from breakwater_protocol.inboxes import Heard
+from breakwater_protocol.options import CallOptions, ChatOptions, EmbedOptions
 from breakwater_protocol.subjects import (
     BadToken,
     Subject,

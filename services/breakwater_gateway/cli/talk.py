@@ -13,7 +13,7 @@ from breakwater_protocol.subjects import BadToken, Subject, Subjects, decode_tok
 
 if TYPE_CHECKING:
     from breakwater_protocol import AnswerInfo, CallOptions, Client
-    from breakwater_protocol.client import Heard
+    from breakwater_protocol.inboxes import Heard
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
