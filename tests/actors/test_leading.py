@@ -227,9 +227,9 @@ async def test_a_renewal_confirmed_after_the_lease_had_lapsed_begins_another_lea
     class Slow(MemoryBus):
         delay_s = 0.0
 
-        async def reach(self) -> None:
+        async def reach(self, timeout_s: float = 5.0) -> None:
             await asyncio.sleep(self.delay_s)
-            await super().reach()
+            await super().reach(timeout_s)
 
     bus = Slow("a", MemoryHub())
     lease = Lease(bus, Clock(), KEY, "a", ttl_s=LEASE_S)
