@@ -218,7 +218,8 @@ def encode_answer(answer: n.Answer, *, model: str) -> bytes:
     response: dict[str, object] = {"id": identity, "object": "response"}
     response["created_at"] = answer.created
     response["status"] = state
-    if not native:
+    if not native or not answer.extra:
+        # Also of its own dialect where nothing but what it says was kept: an answer told again from a stream.
         response |= skeleton()
         response["incomplete_details"] = incomplete(candidate.finish)
         if state == "failed":
