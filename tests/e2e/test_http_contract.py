@@ -246,7 +246,7 @@ def test_metrics_have_the_names_that_operators_are_told(
     attempts = value(http, "breakwater_attempts_total", deployment="once-any", error="server_error")
     assert attempts >= 1
     assert {labels["actor"] for labels, _ in found["breakwater_actor_up"]} == {
-        "edge", "router", "worker", "health", "ledger", "cache"
+        "edge", "router", "worker", "health", "ledger", "cache", "exporter"
     }  # fmt: skip
     assert not any("request" in labels for each in found.values() for labels, _ in each)
 

@@ -7,7 +7,7 @@ import pytest
 from breakwater_gateway.config import not_served
 from breakwater_gateway.config.addresses import KEY_REF_PATTERN
 from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
-from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
+from breakwater_gateway.config.load import ConfigError, load_text
 from breakwater_gateway.config.model import Config, Deployment, KeyRef, Wire
 from breakwater_gateway.config.provider import (
     PARAMS,
@@ -21,6 +21,7 @@ from breakwater_gateway.config.provider import (
 )
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.config.table import QUIRK_KEYS
+from breakwater_gateway.config.unresolved import missing_keys
 from breakwater_gateway.worker.wire.neutral import Target
 from breakwater_gateway.worker.wire.openai_chat import quirks as openai_quirks
 

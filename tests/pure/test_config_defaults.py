@@ -17,9 +17,10 @@ from breakwater_gateway.config.codec import (
     stored_defaults,
 )
 from breakwater_gateway.config.defaults import default_config
-from breakwater_gateway.config.load import load_text, missing_keys
+from breakwater_gateway.config.load import load_text
 from breakwater_gateway.config.model import Config, KeyRef
 from breakwater_gateway.config.provider import PARAMS
+from breakwater_gateway.config.unresolved import missing_keys
 
 SIMULATOR = "http://127.0.0.1:9/"
 EXAMPLE = Path(__file__).parents[2] / "ops" / "breakwater.yaml"

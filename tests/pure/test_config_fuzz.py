@@ -15,10 +15,11 @@ from breakwater_gateway.config.codec import (
     encode,
     encode_stored,
 )
-from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
+from breakwater_gateway.config.load import ConfigError, load_text
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.config.show import to_yaml
 from breakwater_gateway.config.table import ROOT
+from breakwater_gateway.config.unresolved import missing_keys
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
+from breakwater_gateway.config.load import ConfigError, load_text
 from breakwater_gateway.config.model import (
     BreakerPolicy,
     Config,
@@ -17,6 +17,7 @@ from breakwater_gateway.config.model import (
 )
 from breakwater_gateway.config.problems import PROBLEMS_MAX
 from breakwater_gateway.config.show import to_yaml
+from breakwater_gateway.config.unresolved import missing_keys
 
 GOOD = """\
 models:

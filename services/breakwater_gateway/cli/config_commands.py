@@ -85,7 +85,8 @@ def config_commands(fetch_live: FetchLive) -> click.Group:
 
 def _check(file: str, *, as_json: bool) -> None:
     from breakwater_gateway.cli.config_files import Beside
-    from breakwater_gateway.config.load import ConfigError, load_text, missing_keys
+    from breakwater_gateway.config.load import ConfigError, load_text
+    from breakwater_gateway.config.unresolved import missing_keys
 
     text = read_config_file(file)
     try:

@@ -171,12 +171,8 @@ def configuration(path: str | None) -> list[Finding]:
     from breakwater_gateway.cli.config_commands import Unavailable, read_config_file, readable
     from breakwater_gateway.cli.config_files import Beside
     from breakwater_gateway.config.defaults import with_keys
-    from breakwater_gateway.config.load import (
-        ConfigError,
-        load_text,
-        missing_keys,
-        silent_traces,
-    )
+    from breakwater_gateway.config.load import ConfigError, load_text
+    from breakwater_gateway.config.unresolved import missing_keys, silent_traces
 
     if path is None:
         providers = [provider.id for provider in with_keys(os.environ)]

@@ -28,8 +28,8 @@ from breakwater_gateway.cli.process import (
 from breakwater_gateway.cli.serve_commands import check_port
 from breakwater_gateway.config.codec import Stored, stored_defaults
 from breakwater_gateway.config.defaults import default_config, with_keys
-from breakwater_gateway.config.load import missing_keys, silent_traces
 from breakwater_gateway.config.model import Config
+from breakwater_gateway.config.unresolved import missing_keys, silent_traces
 from breakwater_gateway.edge.actor import Listen
 from breakwater_gateway.runtime.embedded import (
     EmbeddedServer,

@@ -6,21 +6,19 @@ makes sense together is checked. Reads no file and no secret.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Literal, TypeVar, cast
-from urllib.parse import urlsplit
 
-from msgspec import Struct, structs
+from msgspec import structs
 
-from breakwater_gateway.config import not_served
 from breakwater_gateway.config import table as keys
 from breakwater_gateway.config.amounts import format_duration
 from breakwater_gateway.config.budgets import read_budgets, read_rate_limits
-from breakwater_gateway.config.catalogue import CATALOGUE, SPELLINGS, find
-from breakwater_gateway.config.kinds import Named, refusal
+from breakwater_gateway.config.catalogue import find
+from breakwater_gateway.config.hosts import Host, Hosts
+from breakwater_gateway.config.kinds import Named
 from breakwater_gateway.config.model import (
     Auth,
-    AuthScheme,
     BreakerPolicy,
     CachePolicy,
     CacheScope,
@@ -34,17 +32,15 @@ from breakwater_gateway.config.model import (
     Model,
     Price,
     ProbeBy,
-    QuirkValue,
     RetryPolicy,
     Semantic,
     StrategyName,
     Telemetry,
     Timeouts,
     Veto,
-    Wire,
 )
 from breakwater_gateway.config.problems import ConfigError, Path, Problem, Report, shown
-from breakwater_gateway.config.provider import PARAMS, Given, Provider, auth_of, needs, settle
+from breakwater_gateway.config.provider import PARAMS, needs, settle
 from breakwater_gateway.config.recovery import (
     ReadFile,
     check_recovery,
@@ -60,7 +56,7 @@ from breakwater_gateway.config.targets import KEYS_MAX, RESERVED, key_target
 from breakwater_gateway.config.yaml_tree import parse
 from breakwater_protocol.subjects import BadToken, encode_token
 
-__all__ = ["ConfigError", "MissingKey", "Problem", "load_text", "missing_keys", "silent_traces"]
+__all__ = ["ConfigError", "Problem", "load_text"]
 
 T = TypeVar("T")
 
@@ -91,91 +87,11 @@ def load_text(
     return config
 
 
-class MissingKey(Struct, frozen=True):
-    """A key reference that cannot be resolved here. No load error: another machine may have it."""
-
-    ref: KeyRef
-    deployments: tuple[str, ...]
-    """Ids of those that use it."""
-
-    def __str__(self) -> str:
-        more = len(self.deployments) - 3
-        users = ", ".join(self.deployments[:3]) + (f" and {more} more" if more > 0 else "")
-        reason = "is not set" if self.ref.source == "env" else "cannot be read"
-        return f"{self.ref} {reason} here; needed by {users}"
-
-
-def missing_keys(
-    config: Config,
-    environment: Mapping[str, str],
-    *,
-    readable: Callable[[str], bool] | None = None,
-) -> list[MissingKey]:
-    """Key references without a value here, in the file's order.
-
-    `readable` says whether a `file:` reference can be read; without it files are not looked at.
-    """
-    users: dict[KeyRef, list[str]] = {}
-    for model in config.models.values():
-        for deployment in model.deployments:
-            for ref in (*deployment.api_keys, *_settings(deployment)):
-                users.setdefault(ref, []).append(deployment.id)
-    return [
-        MissingKey(ref, tuple(ids))
-        for ref, ids in users.items()
-        if (not environment.get(ref.name) if ref.source == "env" else _unreadable(ref, readable))
-    ]
-
-
-def silent_traces(
-    config: Config,
-    environment: Mapping[str, str],
-    *,
-    readable: Callable[[str], bool] | None = None,
-) -> str:
-    """Why no traces are exported from here although the file says where to; empty where that is not so."""
-    ref = config.telemetry.otlp
-    if not isinstance(ref, KeyRef):
-        return ""
-    if ref.source == "env":
-        return "" if environment.get(ref.name) else f"{ref} is not set here"
-    return f"{ref} cannot be read here" if _unreadable(ref, readable) else ""
-
-
-def _settings(deployment: Deployment) -> list[KeyRef]:
-    """References to what the deployment cannot do without."""
-    return [
-        value
-        for name, value in deployment.params
-        if isinstance(value, KeyRef) and not PARAMS[name].optional
-    ]
-
-
-def _unreadable(ref: KeyRef, readable: Callable[[str], bool] | None) -> bool:
-    return readable is not None and not readable(ref.name)
-
-
-class _Host(Struct, frozen=True):
-    """A provider as deployments inherit it."""
-
-    wire: Wire
-    base_url: str
-    api_keys: tuple[KeyRef, ...]
-    headers: tuple[tuple[str, str], ...] = ()
-    http2: bool = True
-    auth: AuthScheme = "bearer"
-    params: Given = {}
-    """Those that the file names."""
-    variables: Mapping[str, tuple[str, ...]] = {}
-    quirks: tuple[tuple[str, QuirkValue], ...] = ()
-
-
 class _Builder:
     def __init__(self, report: Report, environment: Mapping[str, str]) -> None:
         self._report = report
         self._environment = environment
-        self._hosts: dict[str, _Host | None] = {}
-        """None: of a provider with a mistake, which its deployments need not repeat."""
+        self._hosts = Hosts(report, environment)
         self._ids: set[str] = set()
         self._made: dict[str, int] = {}
         """How often each provider/model has been made an id, so that a repeat need not be searched."""
@@ -190,7 +106,7 @@ class _Builder:
 
     def config(self, root: Block, read_file: ReadFile | None) -> Config:
         providers = root.get(keys.PROVIDERS)
-        self._own_hosts(providers or {})
+        self._hosts.own(providers or {})
         entries = root.get(keys.MODELS) or {}
         self._claim_ids(entries)
         models = {name: self._model(name, entry) for name, entry in entries.items()}
@@ -208,118 +124,6 @@ class _Builder:
         self._check_embeddings(root, config, entries)
         check_recovery(config, entries, self._report)
         return self._with_embedder(root, config)
-
-    # --- providers ------------------------------------------------------------------------------
-
-    def _own_hosts(self, entries: Mapping[str, Named[Block]]) -> None:
-        spelled: dict[str, str] = {}
-        for name, entry in entries.items():
-            id_ = SPELLINGS.get(name, name)
-            if id_ in spelled:
-                message = f"the same provider as {shown(spelled[id_])}"
-                self._add(("providers", name), (entry.line, entry.column), message)
-            spelled[id_] = name
-            self._hosts[id_] = self._own_host(name, entry.value)
-        for name, entry in entries.items():
-            # What is said of a cloud is meant for all ways into it.
-            known, block = find(name), entry.value
-            if known is not None and not block.has(keys.WIRE) and not block.has(keys.BASE_URL):
-                for _, other in known.others:
-                    entry_of = CATALOGUE[other]
-                    if other not in spelled and entry_of.wire in not_served.SERVED_WIRES:
-                        self._hosts[other] = self._inheriting(entry_of, block, name)
-
-    def _own_host(self, name: str, block: Block) -> _Host | None:
-        path: Path = ("providers", name)
-        known = find(name)
-        base_url = block.get(keys.BASE_URL)
-        if known is not None:
-            if not block.has(keys.WIRE) and not self._served(known.wire, name, path, block.mark()):
-                return None
-            return self._inheriting(known, block, name)
-        if base_url is None:
-            if not block.has(keys.BASE_URL):
-                message = '"base_url" is missing: the catalogue does not know this provider'
-                self._add(path, block.mark(), message)
-            return None
-        wire = cast("Wire", block.get(keys.WIRE) or "openai")
-        return self._described(_Host(wire, base_url, (), auth=auth_of(wire)), block, path)
-
-    def _inheriting(self, known: Provider, block: Block, name: str) -> _Host | None:
-        """A provider of the catalogue, with what the file says of it."""
-        if block.has(keys.BASE_URL) and block.get(keys.BASE_URL) is None:
-            return None
-        wire = cast("Wire", block.get(keys.WIRE) or known.wire)
-        host = self._known_host(known)
-        if wire != known.wire:
-            host = structs.replace(host, wire=wire, auth=auth_of(wire))
-        return self._described(host, block, ("providers", name))
-
-    def _known_host(self, known: Provider) -> _Host:
-        key = known.key(self._environment)
-        return _Host(
-            wire=known.wire,
-            base_url=known.base_url,
-            api_keys=(key,) if key else (),
-            auth=known.auth,
-            variables=dict(known.variables),
-            quirks=known.quirks,
-        )
-
-    def _described(self, host: _Host, block: Block, path: Path) -> _Host:
-        """`host` with what its block says on top."""
-        base_url = block.get(keys.BASE_URL) or host.base_url
-        own = keys.quirks_of(block.get(keys.QUIRKS) or _EMPTY)
-        return structs.replace(
-            host,
-            base_url=base_url,
-            api_keys=self._api_keys(path, block, host, base_url),
-            headers=block.get(keys.HEADERS) or (),
-            http2=_or(block.get(keys.HTTP2), True),
-            auth=cast("AuthScheme", block.get(keys.AUTH_SCHEME) or host.auth),
-            params=keys.settings_of(block),
-            quirks=tuple((dict(host.quirks) | own).items()),
-        )
-
-    def _host(self, id_: str, path: Path, at: tuple[int, int]) -> _Host | None:
-        if id_ in self._hosts:
-            return self._hosts[id_]
-        known = CATALOGUE.get(id_)
-        if known is not None:
-            served = self._served(known.wire, id_, path, at)
-            self._hosts[id_] = self._known_host(known) if served else None
-            return self._hosts[id_]
-        close = self._report.nearest(id_, [*self._hosts, *CATALOGUE, *SPELLINGS])
-        mend = f'did you mean "{close}"?' if close else 'describe it under "providers"'
-        self._add(path, at, f"unknown provider {shown(id_)}; {mend}")
-        return None
-
-    def _served(self, wire: Wire, name: str, path: Path, at: tuple[int, int]) -> bool:
-        if wire in not_served.SERVED_WIRES:
-            return True
-        self._add(path, at, refusal(f"{not_served.WIRES[wire]} (provider {name})", ""))
-        return False
-
-    def _api_keys(
-        self, path: Path, block: Block, inherited: _Host, base_url: str
-    ) -> tuple[KeyRef, ...]:
-        """What the block names, else what is inherited, unless that would send a key to another host."""
-        own = block.get(keys.API_KEY)
-        if own is not None:
-            return own
-        if (
-            inherited.api_keys
-            and not block.has(keys.API_KEY)
-            and not _same_site(base_url, inherited.base_url)
-        ):
-            refs = ", ".join(map(str, inherited.api_keys))
-            self._add(
-                path,
-                block.mark(keys.BASE_URL),
-                f'"api_key" is missing: {refs} is not sent to another host unasked;'
-                " name a key, or write api_key: [] for none",
-            )
-        return inherited.api_keys
 
     # --- models ---------------------------------------------------------------------------------
 
@@ -405,11 +209,11 @@ class _Builder:
             )
             self._add(model_path, at, message)
         provider = self._way_in(provider, model)
-        host = self._host(provider, model_path, at)
+        host = self._hosts.get(provider, model_path, at)
         if host is None:
             return None
         base_url = block.get(keys.BASE_URL) or host.base_url
-        api_keys = self._api_keys(path, block, host, base_url)
+        api_keys = self._hosts.api_keys(path, block, host, base_url)
         price, headers = block.get(keys.PRICE), block.get(keys.HEADERS)
         context_window, max_output = block.get(keys.CONTEXT_WINDOW), block.get(keys.MAX_OUTPUT)
         if context_window is not None and max_output is not None and max_output > context_window:
@@ -450,7 +254,7 @@ class _Builder:
         known = find(provider)
         if known is None:
             return provider
-        host = self._hosts.get(known.id)
+        host = self._hosts.found(known.id)
         if host is None or (host.wire, host.base_url) == (known.wire, known.base_url):
             for prefix, other in known.others:
                 if model.startswith(prefix):
@@ -458,7 +262,7 @@ class _Builder:
         return known.id
 
     def _params(
-        self, block: Block, path: Path, host: _Host, base_url: str, *, keyed: bool
+        self, block: Block, path: Path, host: Host, base_url: str, *, keyed: bool
     ) -> tuple[tuple[str, str | KeyRef], ...]:
         """What the deployment's settings come to: its own, its provider's, the usual variables'."""
         own = keys.settings_of(block)
@@ -707,15 +511,3 @@ def _capabilities(words: tuple[str | None, ...] | None) -> tuple[Capability, ...
 
 def _or(value: T | None, usual: T) -> T:
     return usual if value is None else value
-
-
-def _same_site(a: str, b: str) -> bool:
-    """Whether two URLs are of one owner, judged by the last two labels of their hosts."""
-    first, second = urlsplit(a).hostname or "", urlsplit(b).hostname or ""
-    if first == second:
-        return True
-    return (
-        first.split(".")[-2:] == second.split(".")[-2:]
-        and not first.replace(".", "").isdigit()
-        and first.count(".") > 0
-    )
