@@ -3,7 +3,7 @@
 All times that cross a process are what is left in seconds, never a clock reading.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Raw, Struct
 
@@ -13,6 +13,18 @@ from breakwater_protocol.failures import Failure
 
 Priority = Literal["critical", "interactive", "batch"]
 """Who waits and who is shed first: `batch` gives way before `interactive`, `critical` last."""
+
+
+EARS_MAX: Final = 128
+"""Callers whom one worker tells one answer, beside the one who asked it."""
+
+
+class Ear(Struct, frozen=True, omit_defaults=True):
+    """A caller who asked the same at the same router and hears the answer from its start."""
+
+    to: str
+    facts: dict[str, str] = {}
+    """Header fields of its first and last message that are its own."""
 
 
 class Work(Struct, frozen=True, omit_defaults=True):
@@ -92,17 +104,24 @@ class Work(Struct, frozen=True, omit_defaults=True):
     ask_leave: bool = False
     """Two calls of this request may run at once: before its first byte goes to the caller the worker sends
     `Started` with a reply subject, and goes on only when it is answered with `Leave(granted=True)`."""
+    ears: list[Ear] = []
+    """Whom else the worker tells everything that it says to `answer_to`; it says so first, on `copy_to`."""
+    ears_from: int = 0
+    """Added to the number of the attempt, as they are told it: attempts of another call came before."""
     hand_back: bool = False
     """A stream that breaks off is not ended by the worker: the router lets another deployment go on, or ends it."""
 
 
-class Tap(Struct, frozen=True):
+class Tap(Struct, frozen=True, omit_defaults=True):
     """To the worker that makes a shared call: from its next message on, say everything to that inbox as well, and
-    tell it so first (`flights.Tapped`). Ignored when the attempt is over."""
+    tell it so first (`flights.Tapped`). Ignored when the attempt is over.
+
+    With `facts` it is a caller's, as an `Ear`: ignored once the answer has begun, else `copy_to` is told."""
 
     request: str
     attempt: int
     to: str
+    facts: dict[str, str] = {}
 
 
 class Leave(Struct, frozen=True):

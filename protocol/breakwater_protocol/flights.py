@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from breakwater_protocol import headers as h
+
 FLIGHT: Final = "breakwater-flight"
 """Header of what is no part of the answer: one of the words below; the body has its struct."""
 JOINED: Final = "joined"
@@ -24,17 +26,26 @@ GONE: Final = "gone"
 """Of the router that leads: no answer will come from here."""
 
 
+MARKS: Final = (
+    *(h.DEPLOYMENT, h.DROPPED_PARAMS, h.RUNG, h.RUNG_REASON),
+    *(h.TRUNCATED, h.CLAMPED, h.REPAIRED),
+)
+"""What an answer says of itself, whoever is given it."""
+
+
 class Joined(Struct, frozen=True, omit_defaults=True):
     stream: bool = False
     usage: bool = False
     """OpenAI's chat tells usage on the stream."""
 
 
-class Tapped(Struct, frozen=True):
+class Tapped(Struct, frozen=True, omit_defaults=True):
     worker: str
     attempt: int
     seq: int
     """The first message that it says here."""
+    to: str = ""
+    """Or to this caller's inbox; on `copy_to` without one: to those that the work named."""
 
 
 class FlightAsk(Struct, frozen=True, omit_defaults=True):

@@ -103,6 +103,42 @@ async def test_a_whole_answer_is_copied_too_with_what_the_provider_counted() -> 
         assert (one.data, told) == (other.data, other.headers)
 
 
+async def test_callers_who_share_the_call_hear_all_of_it_with_facts_of_their_own() -> None:
+    async with worker() as gateway:
+        callers = [Caller() for _ in range(3)]
+        to = [gateway.bus.open_inbox(caller.hear).subject for caller in callers]
+        facts = [{"breakwater-request-id": f"f{n}", "breakwater-cache": "coalesced"} for n in "012"]
+        ear = {"to": to[0], "facts": facts[0]}
+        order = Order(gateway, stream=True, ears=[ear], ears_from=1_000, notes={"x-own": "r1's"})
+        call = await gateway.provider.next_call()
+
+        def lend(number: int) -> None:
+            tap = SUBJECTS.tap.encode(Tap("r1", 1, to[number], facts[number]))
+            gateway.bus.publish(SUBJECTS.tap.at("worker"), tap)
+
+        lend(1)
+        await asyncio.sleep(0.1)
+        assert [m.headers for m in order.copy.all] == [{FLIGHT: TAPPED}] * 2
+        told = [msgspec.json.decode(m.data, type=Tapped).to for m in order.copy.all]
+        assert told == ["", to[1]]
+        call.start()
+        call.send(delta("Hel"))
+        await order.caller.reply()
+        lend(2)
+        call.send(delta("lo", "stop"), DONE)
+        await order.finished()
+        assert callers[2].all == [], "it would not hear the beginning"
+        for number in (0, 1):
+            heard = callers[number].all
+            assert [m.data for m in heard] == [m.data for m in order.caller.all]
+            assert {m.headers["breakwater-attempt"] for m in heard} == {"1001"}
+            for message in (heard[0], heard[-1]):
+                assert message.headers["breakwater-request-id"] == f"f{number}"
+                assert message.headers["breakwater-deployment"] == "a"
+                assert "x-own" not in message.headers
+            assert heard[-1].headers["breakwater-end"] == "ok"
+
+
 async def test_another_router_that_taps_the_call_is_told_from_when_on_and_hears_the_rest() -> None:
     async with worker() as gateway:
         order = Order(gateway, stream=True)

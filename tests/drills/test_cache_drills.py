@@ -195,12 +195,10 @@ async def test_the_leading_router_of_a_hundred_identical_streams_is_killed(
     report(f"  at the dead one: {Counter(h.end for h in dead)}")
     report(f"  its own caller: {next(h.end for h in all_heard if h.request == led)}")
     assert made == (2 if early else 1)
-    assert {h.end for h in alive} == {"complete"}
-    assert len({h.text for h in alive}) == 1
-    assert len(alive) >= CALLERS // 2
+    assert {h.end for h in all_heard} == {"complete"}
+    assert len({h.text for h in all_heard}) == 1
+    assert dead
     assert len(set(at.values())) == ROUTERS - 1
-    if not early:
-        assert next(h.end for h in all_heard if h.request == led) == "complete"
 
 
 # A verdict.

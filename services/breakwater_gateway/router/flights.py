@@ -18,6 +18,8 @@ from breakwater_protocol import headers as h
 from breakwater_protocol.flights import Tapped
 
 T = TypeVar("T")
+ATTEMPTS_MAX: Final = 1_000
+"""Of one leader; more than any policy allows."""
 EARLY_MAX: Final = 4_096
 """Messages kept while one before them is still under way."""
 LEADERS_MAX: Final = 2
@@ -69,17 +71,20 @@ class Flight(Generic[T]):
         "broken",
         "claiming",
         "digest",
+        "ears",
         "end",
         "followers",
         "form",
         "heard",
         "leader",
         "leaders",
+        "lent",
         "listeners",
         "remote",
         "said",
         "seam",
         "tap",
+        "turn",
         "whole",
     )
 
@@ -93,6 +98,12 @@ class Flight(Generic[T]):
         """Whether another router leads is being asked."""
         self.listeners: list[Listener] = []
         self.leaders = 1
+        self.turn = 0
+        """How often another one led before."""
+        self.ears: set[tuple[int, str]] = set()
+        """Attempts and inboxes of followers that hear it from the worker itself …"""
+        self.lent: dict[int, list[str]] = {}
+        """… and, by attempt, those that its worker was told of and has not yet said that it tells them."""
         self.followers: list[T] = []
         self.said: list[Said] = []
         """From the first on; empty again once it is more than may be kept."""
@@ -130,6 +141,11 @@ class Flight(Generic[T]):
     def attempt(self) -> int:
         """The one that answers; 0 before it does."""
         return int(self._attempt or 0)
+
+    @property
+    def ears_from(self) -> int:
+        """Added to an attempt's number, as followers are told it: the leaders before may have had as many."""
+        return self.turn * ATTEMPTS_MAX
 
     @property
     def stands_alone(self) -> bool:
@@ -203,6 +219,15 @@ class Flight(Generic[T]):
         later = (len(attempt), attempt) > (len(self._attempt), self._attempt)
         return later and h.SEAM in said.headers
 
+    def tapped(self, told: Tapped) -> None:
+        """The worker tells the answer to that follower, or to all that it was told of with its work."""
+        for to in [told.to] if told.to else self.lent.pop(told.attempt, ()):
+            self.ears.add((told.attempt, to))
+
+    def forget_ears(self) -> None:
+        self.ears.clear()
+        self.lent.clear()
+
     def leave(self, follower: T) -> bool:
         """False when it did not follow."""
         if follower not in self.followers:
@@ -228,6 +253,8 @@ class Flight(Generic[T]):
         self.remote = ""
         self.tap = None
         self._early.clear()
+        self.forget_ears()
+        self.turn += 1
         self.leader = self.followers.pop(0)
         return self.leader
 

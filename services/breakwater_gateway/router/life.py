@@ -11,7 +11,7 @@ from breakwater_gateway.config.model import Deployment, Model, RungKind
 from breakwater_gateway.router import once
 from breakwater_gateway.router.charges import Charge, Hold
 from breakwater_gateway.router.copies import Copies
-from breakwater_gateway.router.flights import Flight
+from breakwater_gateway.router.flights import Flight, Form
 from breakwater_gateway.router.ladder import Ladder
 from breakwater_gateway.router.options import Options
 from breakwater_gateway.router.plan import Candidate, Dispatch, Plan
@@ -20,11 +20,12 @@ from breakwater_gateway.router.repeats import Repeat
 from breakwater_gateway.router.routing import Routed
 from breakwater_gateway.router.strategies import ANY, Ask
 from breakwater_gateway.router.targets import Considered
+from breakwater_gateway.runtime.answers import usd
 from breakwater_gateway.runtime.bus import Inbox
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Asked, ChatRequest, NativeRequest
-from breakwater_protocol.commands import Finished, Work
+from breakwater_protocol.commands import EARS_MAX, Ear, Finished, Work
 from breakwater_protocol.events import Decision, RequestFinished
 
 GIVEN_AGAIN: Final = frozenset({"hit", "semantic", "stale", "coalesced"})
@@ -430,10 +431,36 @@ class Life:
             priority=options.priority,
             ask_leave=self.model.hedge is not None,
             hand_back=self.copies is not None,
+            ears=self._ears(step.attempt),
+            ears_from=0 if self.flight is None else self.flight.ears_from,
             copy_to=self.copies_inbox.subject if self.copies_inbox is not None else "",
             continues=self.copies.lines() if self.copies is not None else b"",
             seq_from=self.copies.messages if self.copies is not None else 0,
         )
+
+    def _ears(self, attempt: int) -> list[Ear]:
+        """Who hears what this attempt says from the worker itself: who follows here and wants the same form, from
+        the beginning on."""
+        flight = self.flight
+        if flight is None or flight.leader is not self or self.copies_inbox is None:
+            return []
+        found: list[Ear] = []
+        for other in flight.followers:
+            heard = not flight.began or (flight.attempt, other.reply) in flight.ears
+            if heard and other.wants(flight.form) and len(found) < EARS_MAX:
+                found.append(other.ear())
+        if found:
+            flight.lent[attempt] = [ear.to for ear in found]
+        return found
+
+    def wants(self, form: Form) -> bool:
+        return form == Form(self.stream, self.usage_wanted)
+
+    def ear(self) -> Ear:
+        facts = self.facts("primary")
+        del facts[h.RUNG]  # the answer's own
+        facts[h.COST_USD] = usd(0)
+        return Ear(self.reply, facts)
 
     def facts(self, rung: str) -> dict[str, str]:
         """What the router's own answers say of the request."""

@@ -41,7 +41,7 @@ from breakwater_gateway.worker.metering import of_cut
 from breakwater_gateway.worker.provider_limits import parse_rate_limits
 from breakwater_gateway.worker.run import Run
 from breakwater_protocol import failures as f
-from breakwater_protocol.commands import Cancel, Work
+from breakwater_protocol.commands import Cancel, Ear, Work
 
 # A timer that fires this late says that our own loop stood still: what the provider sent meanwhile is
 # still in the socket, so the attempt gets one short grace to read it before anything is judged.
@@ -149,7 +149,9 @@ class Worker(Actor):
             self.context.log.warning("bad_tap", error=str(error))
             return
         run = self._live.get(tap.request, {}).get(tap.attempt)
-        if run is not None:
+        if run is not None and tap.facts:
+            self._answers.lend(run, Ear(tap.to, tap.facts))
+        elif run is not None:
             self._answers.tap(run, tap.to)
 
     def _on_heartbeat(self, message: Message) -> None:
@@ -190,6 +192,8 @@ class Worker(Actor):
             # The same ask twice (a duplicate on the bus): the first one is under way.
             return
         self._live.setdefault(work.request, {})[work.attempt] = run
+        if work.ears:
+            self._answers.lent(run)
         self._doors.enter(run)
 
     def _busy(self, work: Work) -> f.WorkerBusy | None:

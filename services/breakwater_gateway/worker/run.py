@@ -18,6 +18,7 @@ class Run:
         "clock",
         "deployment",
         "due",
+        "ears",
         "exchange",
         "finish_sent",
         "graced",
@@ -62,6 +63,7 @@ class Run:
         self.finish_sent = False
         """The caller has its terminal message."""
         self.seq = work.seq_from
+        self.ears = list(work.ears)
         self.taps: tuple[str, ...] = ()
         """Inboxes of other routers that hear the answer."""
         self.usage: Usage | None = None

@@ -13,7 +13,7 @@ from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Inbox, Message, MessageTooLarge
 from breakwater_protocol import flights
 from breakwater_protocol import headers as h
-from breakwater_protocol.commands import Tap
+from breakwater_protocol.commands import Ear, Tap
 from breakwater_protocol.events import Heartbeat
 from breakwater_protocol.flights import FLIGHT, Claimed, FlightAsk, Joined, Tapped
 
@@ -263,6 +263,13 @@ class Fleet:
         subject = self._context.subjects.tap
         tap = Tap(leader.request_id, flight.attempt, listener.inbox)
         self._send(subject.at(call.worker), subject.encode(tap), {})
+
+    def lend(self, flight: Flight[Life], ear: Ear) -> None:
+        """Of a caller who follows here: the worker tells it the answer, whatever becomes of us."""
+        leader, subject = flight.leader, self._context.subjects.tap
+        for call in leader.calls if leader is not None else ():
+            tap = Tap(call.request, call.step.attempt, ear.to, ear.facts)
+            self._send(subject.at(call.worker), subject.encode(tap), {})
 
     def give_up(self, flight: Flight[Life], reason: str) -> None:
         """Nothing will come of it here: who listens may lead."""

@@ -24,15 +24,10 @@ from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Finished
-from breakwater_protocol.flights import CUT, FLIGHT
+from breakwater_protocol.flights import CUT, FLIGHT, MARKS, TAPPED, Tapped
 
 PATIENCE: Final = 0.5
 """Of its time to a first token: so long a stream waits for a whole answer that another asked for."""
-_MARKS: Final = (
-    *(h.DEPLOYMENT, h.DROPPED_PARAMS, h.RUNG, h.RUNG_REASON),
-    *(h.TRUNCATED, h.CLAMPED, h.REPAIRED),
-)
-"""What the leader's answer says of itself and followers are told too."""
 
 
 class Landed(Protocol):
@@ -119,6 +114,8 @@ class Shared:
         if self._gets_all(life, flight):
             for said in list(flight.said):
                 self._pass_on(life, flight, said)
+        if not flight.began and life.wants(flight.form):
+            self.fleet.lend(flight, life.ear())
 
     def _wait(self, life: Life) -> None:
         """Up to its deadline; a stream that will come all at once, up to a part of its time to a first token."""
@@ -143,12 +140,16 @@ class Shared:
     # ------------------------------------------------------------ what is said
 
     def _on_copy(self, life: Life, flight: Flight[Life], message: Message) -> None:
-        if life.copies is not None:
+        word = message.headers.get(FLIGHT)
+        if life.copies is not None and word is None:
             life.copies.take(message.data, message.headers)
         if flight.leader is not life or message.no_responders:
             return
-        if message.headers.get(FLIGHT) == CUT:
+        if word == CUT:
             self._fail(flight, _too_large())
+            return
+        if word == TAPPED:
+            flight.tapped(_tapped(message.data))
             return
         said = flight.hear(message.data, message.headers)
         if said is None:
@@ -196,6 +197,9 @@ class Shared:
 
     def _pass_on(self, life: Life, flight: Flight[Life], said: Said) -> None:
         given, data = said.headers, said.data
+        if (flight.attempt, life.reply) in flight.ears:
+            self._heard(life, said)
+            return
         headers: dict[str, str] = {}
         if flight.form.usage != life.usage_wanted:
             data = self._without_usage(data) if flight.form.usage else data
@@ -205,26 +209,28 @@ class Shared:
                 self._tell_usage(life, flight, usage_of(given))
         if h.SEQ in given:
             headers[h.SEQ] = str(life.given)
+            if (attempt := _shown(flight)) > 1:
+                headers[h.ATTEMPT] = str(attempt)
         if h.SEQ not in given or not life.given or said.ends:
             headers.update(life.facts("primary"))
             headers.update(marks(given))
         if h.SEAM in given:
             headers[h.SEAM] = given[h.SEAM]
-        partial_ = ""
         if said.ends:
-            life.saved_nano_usd = nano_usd(given.get(h.COST_USD, ""))
             headers[h.COST_USD] = usd(0)
             headers[h.OVERHEAD_MS] = given.get(h.OVERHEAD_MS, "0")
-            if h.END in given:
-                headers[h.END] = given[h.END]
-            if partial_ := given.get(h.PARTIAL, ""):
-                headers[h.PARTIAL] = partial_
+            headers.update({name: given[name] for name in (h.END, h.PARTIAL) if name in given})
         if not self._send(life, data, headers):
             self._unsent(life, flight)
-            return
+        else:
+            self._heard(life, said)
+
+    def _heard(self, life: Life, said: Said) -> None:
+        """Its caller has this, from us or from the worker."""
         life.given += 1
         if said.ends:
-            self._ended(life, None, partial=partial_)
+            life.saved_nano_usd = nano_usd(said.headers.get(h.COST_USD, ""))
+            self._ended(life, None, partial=said.headers.get(h.PARTIAL, ""))
 
     def _unsent(self, life: Life, flight: Flight[Life]) -> None:
         """The leader's caller is nearer, and had it all the same."""
@@ -249,12 +255,16 @@ class Shared:
         """It asked for usage on its stream, and the leader did not."""
         if usage is not None:
             line = usage_line(flight.first_line, usage, life.asked.model)
-            self._send(life, line, {h.SEQ: str(life.given)})
+            headers = {h.SEQ: str(life.given)}
+            if (attempt := _shown(flight)) > 1:
+                headers[h.ATTEMPT] = str(attempt)
+            self._send(life, line, headers)
             life.given += 1
 
     def _end_partial(self, life: Life, reason: str, failure: f.Failure) -> None:
         """It has a part of the answer, and there will be no more."""
-        headers = {h.SEQ: str(life.given), h.END: "partial", **life.facts("primary")}
+        # Without a number: whatever was said before, this is the end.
+        headers = {h.END: "partial", **life.facts("primary")}
         headers.update({h.PARTIAL: reason, h.COST_USD: usd(0)})
         self._send(life, b"", headers)
         self._ended(life, None, failure=failure, partial=reason)
@@ -321,6 +331,7 @@ class Shared:
             return False
         flight.followers.remove(heir)
         flight.leader, flight.remote, flight.tap, flight.seam = heir, "", None, True
+        flight.forget_ears()
         heir.copies = Copies(COPIES_BYTES_MAX)
         for said in flight.said:
             heir.copies.take(said.data, said.headers)
@@ -432,12 +443,20 @@ class Shared:
         return True
 
 
+_tapped: Final = msgspec.json.Decoder(Tapped).decode
+
+
+def _shown(flight: Flight[Life]) -> int:
+    """The number of the attempt, as those that are led here are told it."""
+    return 1 if flight.leader is None else flight.ears_from + flight.attempt
+
+
 def _too_large() -> f.Failure:
     return f.MalformedAnswer("the provider's answer is larger than the bus carries")
 
 
 def marks(given: Mapping[str, str]) -> dict[str, str]:
-    return {name: given[name] for name in _MARKS if name in given}
+    return {name: given[name] for name in MARKS if name in given}
 
 
 _usage: Final = msgspec.json.Decoder(Usage).decode

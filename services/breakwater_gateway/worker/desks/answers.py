@@ -10,17 +10,19 @@ from urllib.parse import quote
 import msgspec
 
 from breakwater_gateway.runtime.actor import Context
-from breakwater_gateway.runtime.answers import usd
+from breakwater_gateway.runtime.answers import error_body, error_headers, usd
 from breakwater_gateway.runtime.bus import Message, MessageTooLarge
 from breakwater_gateway.worker.exchange import Whole
 from breakwater_gateway.worker.run import Run
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
-from breakwater_protocol.commands import Finished, Leave, Started
-from breakwater_protocol.flights import CUT, FLIGHT, TAPPED, Tapped
+from breakwater_protocol.commands import EARS_MAX, Ear, Finished, Leave, Started
+from breakwater_protocol.flights import CUT, FLIGHT, MARKS, TAPPED, Tapped
 
 _LEAVE_S: Final = 1.0
 _TAPS_MAX: Final = 64
+_TOLD: Final = (h.SEQ, h.ATTEMPT, h.SEAM, h.END, h.PARTIAL, h.MODEL, h.OVERHEAD_MS, *MARKS)
+"""Of what the leader's caller is told, others are told too."""
 
 
 class Answers:
@@ -45,7 +47,8 @@ class Answers:
                 headers[h.SEAM] = work.deployment
             else:
                 headers.update(self._facts(run))
-        self._say(run, lines[0] if len(lines) == 1 else b"\n".join(lines), headers)
+        data = lines[0] if len(lines) == 1 else b"\n".join(lines)
+        self._say(run, data, headers, first=not run.started)
         # What the bus does not carry was not said.
         run.started = True
         run.seq += 1
@@ -69,11 +72,21 @@ class Answers:
         run.finish_sent = True
         self._say(run, b"", headers, last=True)
 
-    def _say(self, run: Run, data: bytes, headers: dict[str, str], *, last: bool = False) -> None:
+    def _say(
+        self,
+        run: Run,
+        data: bytes,
+        headers: dict[str, str],
+        *,
+        first: bool = False,
+        last: bool = False,
+    ) -> None:
         bus, copy_to = self._bus, run.work.copy_to
         bus.publish(run.work.answer_to, data, headers=headers)
         if not copy_to:
             return
+        if run.ears:
+            self._say_to_ears(run, data, headers, facts=first or last)
         if last and run.usage is not None:
             headers = {**headers, h.USAGE: msgspec.json.encode(run.usage).decode()}
         for to in (copy_to, *run.taps):
@@ -82,6 +95,22 @@ class Answers:
             except MessageTooLarge:
                 # The caller is in this process, where more goes than over the bus: it has its answer.
                 bus.publish(to, headers={FLIGHT: CUT})
+
+    def _say_to_ears(self, run: Run, data: bytes, headers: dict[str, str], *, facts: bool) -> None:
+        work = run.work
+        if facts:
+            headers = {name: headers[name] for name in _TOLD if name in headers}
+        if work.ears_from:
+            headers = {**headers, h.ATTEMPT: str(work.ears_from + work.attempt)}
+        for ear in run.ears:
+            try:
+                self._bus.publish(
+                    ear.to, data, headers={**headers, **ear.facts} if facts else headers
+                )
+            except MessageTooLarge:
+                failure = f.MalformedAnswer("the provider's answer is larger than the bus carries")
+                body = error_body(failure, work.api, work.request)
+                self._bus.publish(ear.to, body, headers=error_headers(failure, ear.facts))
 
     def _facts(self, run: Run) -> dict[str, str]:
         work = run.work
@@ -118,6 +147,21 @@ class Answers:
         run.taps = (*run.taps, to)
         told = msgspec.json.encode(Tapped(self._id, run.work.attempt, run.seq))
         self._bus.publish(to, told, headers={FLIGHT: TAPPED})
+
+    def lent(self, run: Run) -> None:
+        """Those that the work named hear the answer: a worker that knew nothing of them would not say so."""
+        self._say_lent(run, "")
+
+    def lend(self, run: Run, ear: Ear) -> None:
+        """Another caller, who hears all of it or, from us, nothing."""
+        if run.started or run.finish_sent or not run.work.copy_to or len(run.ears) >= EARS_MAX:
+            return
+        run.ears.append(ear)
+        self._say_lent(run, ear.to)
+
+    def _say_lent(self, run: Run, to: str) -> None:
+        told = msgspec.json.encode(Tapped(self._id, run.work.attempt, run.seq, to))
+        self._bus.publish(run.work.copy_to, told, headers={FLIGHT: TAPPED})
 
     def cut(self, run: Run) -> None:
         """The answer broke off, and the router goes on with it."""
