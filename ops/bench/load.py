@@ -11,6 +11,7 @@ CPU, then one JSON `Report`.
 
 import asyncio
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -44,6 +45,16 @@ class Plan(Struct, frozen=True):
     model: str
     spread_s: float
     """Closed loops begin over so long, not all at once."""
+    repeat: bool = False
+    """The same request each time, and one whose answer may be kept."""
+    tenants: int = 0
+    """Over NATS: each request is the next tenant's; 0: the subject is asked as it is."""
+
+    def body(self) -> bytes:
+        temperature = 0.0 if self.repeat else 0.2
+        return body(
+            stream=self.stream, tokens=self.tokens, model=self.model, temperature=temperature
+        )
 
 
 class Report(Struct, frozen=True):
@@ -93,6 +104,8 @@ class Run:
         self._sample = ""
 
     def number(self) -> bytes:
+        if self.plan.repeat:
+            return b"0" * len(COUNTER)
         self._counter = (self._counter + 1) % 10**12
         return b"%012d" % self._counter
 
@@ -281,7 +294,7 @@ async def http_slots(run: Run, url: str) -> list[Slot]:
     """Raises `OSError` when nobody listens there."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
-    payload = body(stream=run.plan.stream, tokens=run.plan.tokens, model=run.plan.model)
+    payload = run.plan.body()
     head = (
         f"POST {parts.path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"accept: */*\r\nuser-agent: breakwater-bench\r\ncontent-length: {len(payload)}\r\n\r\n"
@@ -317,7 +330,9 @@ class NatsConnection(asyncio.Protocol):
 
     def __init__(self, run: Run, subject: str, payload: bytes) -> None:
         self._run = run
-        self._subject = subject.encode()
+        kind = subject.rpartition(".")[0]
+        named = [f"{kind}.t{i}" for i in range(run.plan.tenants)] or [subject]
+        self._subjects = itertools.cycle([name.encode() for name in named])
         self._length = len(payload)
         self._head, mark, self._tail = payload.partition(COUNTER)
         assert mark
@@ -338,7 +353,7 @@ class NatsConnection(asyncio.Protocol):
         self._transport.write(
             b"PUB %s %s.%s %d\r\n%s%s%s\r\n"
             % (
-                self._subject,
+                next(self._subjects),
                 self._INBOX,
                 reply,
                 self._length,
@@ -397,7 +412,7 @@ class NatsConnection(asyncio.Protocol):
 async def nats_slots(run: Run, url: str, subject: str) -> list[Slot]:
     """Raises `OSError` when nobody listens there, `TimeoutError` when it is no NATS server."""
     parts = urlsplit(url)
-    payload = body(tokens=run.plan.tokens, model=run.plan.model)
+    payload = run.plan.body()
     _, connection = await asyncio.get_running_loop().create_connection(
         lambda: NatsConnection(run, subject, payload),
         parts.hostname or "127.0.0.1",
@@ -417,6 +432,8 @@ async def measure(url: str, subject: str, plan: Plan) -> Report:
 @click.option("--url", required=True, help="http://host:port/path, or nats://host:port.")
 @click.option("--subject", default="", help="Ask over NATS on this subject.")
 @click.option("--connections", default=32, show_default=True)
+@click.option("--repeat", is_flag=True, help="The same request each time.")
+@click.option("--tenants", default=0, show_default=True)
 @click.option("--seconds", default=5.0, show_default=True)
 @click.option("--warmup", "warmup_s", default=1.0, show_default=True)
 @click.option("--rate", default=0.0, help="Open loop, requests a second. 0: closed loop.")

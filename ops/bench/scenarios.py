@@ -194,6 +194,49 @@ def nats_caller(bench: Bench) -> None:
     ]
 
 
+def cache_hit(bench: Bench) -> None:
+    """The same request again and again over HTTP, answered from memory, against a direct call."""
+    scenario = "cache-hit"
+    with _lane(bench, stand.one_process) as (direct, peer, _):
+        # The first one calls the provider; whatever is measured comes after it.
+        bench.drive(scenario, peer, repeat=True, connections=1, seconds=0.5)
+        full: dict[str, list[Measured]] = {one.name: [] for one in (direct, peer)}
+        calm: dict[str, list[Measured]] = {one.name: [] for one in (direct, peer)}
+        for _ in range(bench.rounds):
+            for one in (direct, peer):
+                full[one.name].append(bench.drive(scenario, one, repeat=True, connections=32))
+            for one in (direct, peer):
+                calm[one.name].append(
+                    bench.drive(scenario, one, repeat=True, connections=64, rate=200.0)
+                )
+    bench.rows += [
+        row(
+            scenario,
+            "hits a second on a core, 32 connections",
+            "1/s",
+            [one.report.per_second for one in full[peer.name]],
+            direct=[one.report.per_second for one in full["direct"]],
+            then=20_000,
+            more_is_better=True,
+        ),
+        row(
+            scenario,
+            "CPU a hit over HTTP",
+            "ms",
+            [one.cpu_ms_per_request for one in full[peer.name]],
+            first=0.10,
+            then=0.05,
+        ),
+        row(
+            scenario,
+            "p50 at 200 requests a second",
+            "ms",
+            [one.report.latency.p50 for one in calm[peer.name]],
+            direct=[one.report.latency.p50 for one in calm["direct"]],
+        ),
+    ]
+
+
 def _streams(
     bench: Bench,
     scenario: str,
@@ -357,7 +400,7 @@ def start(bench: Bench) -> None:
 
 
 def scale(bench: Bench) -> None:
-    """What a large configuration costs each request: 1,000 models, and 100 targets behind one."""
+    """What size costs each request: 1,000 models, 100 targets behind one, 10,000 tenants on NATS."""
     scenario = "scale"
     shapes = {"one": (1, 1), "1,000 models": (1000, 1), "100 targets": (1, 100)}
     cost: dict[str, list[float]] = {name: [] for name in shapes}
@@ -374,8 +417,11 @@ def scale(bench: Bench) -> None:
                 model = "model-500" if name == "1,000 models" else MODEL
                 measured = bench.drive(scenario, peer, model=model)
                 cost[name].append(measured.cpu_ms_per_request)
-    base = statistics.median(cost["one"])
-    for name in ("1,000 models", "100 targets"):
+            for name, tenants in (("one tenant", 1), ("10,000 tenants", 10_000)):
+                measured = bench.drive(scenario, peers["one"], over_nats=True, tenants=tenants)
+                cost.setdefault(name, []).append(measured.cpu_ms_per_request)
+    for name in ("1,000 models", "100 targets", "10,000 tenants"):
+        base = statistics.median(cost["one tenant" if "tenants" in name else "one"])
         bench.rows.append(
             row(
                 scenario,
@@ -426,6 +472,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], None]]] = {
     "one-process": one_process,
     "fleet": fleet,
     "nats-caller": nats_caller,
+    "cache-hit": cache_hit,
     "streams": streams,
     "fleet-streams": fleet_streams,
     "capacity": capacity,

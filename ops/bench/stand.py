@@ -267,6 +267,8 @@ def drive(
     model: str = MODEL,
     over_nats: bool = False,
     spread_s: float = 0.0,
+    repeat: bool = False,
+    tenants: int = 0,
 ) -> Measured:
     """One run of the load generator against a peer. Raises `Failed` when it did not finish."""
     argv = python(
@@ -275,6 +277,8 @@ def drive(
         *("--seconds", seconds, "--warmup", warmup_s, "--connections", connections),
         *("--rate", rate, "--tokens", tokens, "--model", model, "--spread", spread_s),
         *(("--stream",) if stream else ()),
+        *(("--repeat",) if repeat else ()),
+        *(("--tenants", tenants) if tenants else ()),
         *(("--subject", "bw.v1.chat.default") if over_nats else ()),
     )
     with running(f"load on {peer.name}", argv, cpus=cpus.harness) as load:

@@ -12,7 +12,8 @@ STAMP: Final = re.compile(rb"~S:(\d{20})~")
 STAMP_BYTES: Final = 24
 
 COUNTER: Final = b"@" * 12
-"""Replaced by a number in each request, so that no two are alike and no cache can answer."""
+"""Replaced by a number in each request, so that no two are alike and no cache can answer; by the same one
+each time where the cache is what is measured."""
 
 _RULES = (
     "You are the assistant of a hardware shop. Answer in two sentences, name the shelf, and never "
@@ -28,7 +29,9 @@ def stamp(now_ns: int) -> bytes:
     return b"~S:%020d~" % now_ns
 
 
-def body(*, stream: bool = False, tokens: int = 64, model: str = MODEL) -> bytes:
+def body(
+    *, stream: bool = False, tokens: int = 64, model: str = MODEL, temperature: float = 0.2
+) -> bytes:
     """A chat-completions request of about 2 KB that holds `COUNTER` once.
 
     `tokens` is both `max_tokens` and the number of chunks the bench's provider streams.
@@ -39,7 +42,7 @@ def body(*, stream: bool = False, tokens: int = 64, model: str = MODEL) -> bytes
             {"role": "system", "content": _RULES * 6},
             {"role": "user", "content": f"Ticket {COUNTER.decode()}: {_QUESTION * 6}"},
         ],
-        "temperature": 0.2,
+        "temperature": temperature,
         "max_tokens": tokens,
     }
     if stream:

@@ -532,6 +532,7 @@ class Router(Actor):
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, []
         for life, now, wall in untold:
+            self._cache.count(life)
             self._tell(life, None, None, "", now=now, wall=wall)
 
     def _end(

@@ -37,6 +37,7 @@ CONSIDERED_MAX: Final = 16
 FULL_TIME: Final = 0.9
 """An attempt with this share of the model's total timeout has as much time as a target may take."""
 
+_STREAMED: Final = (ChatRequest, NativeRequest)
 FREE: Final = frozenset({"cache", "stale", "static"})
 """Rungs whose answers cost nothing."""
 RANKS: Final[dict[str, Rank]] = {"critical": 0, "interactive": 1, "batch": 2}
@@ -190,7 +191,7 @@ class Life:
         self.began = began
         self.repeat = repeat
         """What is known of the body, where it came before."""
-        self.stream = isinstance(asked, ChatRequest | NativeRequest) and bool(asked.stream)
+        self.stream = isinstance(asked, _STREAMED) and bool(asked.stream)
         self.native_headers: dict[str, str] = {}
         self.first_token_s = (
             model.timeouts.first_token_s if options.first_token_s is None else options.first_token_s

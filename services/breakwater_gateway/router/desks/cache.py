@@ -319,8 +319,6 @@ class CacheDesk:
                 bus.publish(life.reply, body, headers=facts)
         except BusError as error:
             self._context.log.warning("not_sent", request=life.request_id, error=repr(error))
-        self._count("semantic" if verdict == "semantic" else "exact", verdict)
-        self._save(verdict, entry.cost_nano_usd)
         self._answered(life)
         return True
 
@@ -482,6 +480,11 @@ class CacheDesk:
             if life.verdict == "coalesced" and life.saved_nano_usd is not None:
                 self._save("coalesced", life.saved_nano_usd)
             self._shared.ended(life, reply, failure)
+
+    def count(self, life: Life) -> None:
+        """It was answered with what is kept, and its answer has left."""
+        self._count("semantic" if life.verdict == "semantic" else "exact", life.verdict)
+        self._save(life.verdict, life.saved_nano_usd)
 
     def cancel(self, life: Life, cancel: Cancel) -> bool:
         """The caller left. False: the life shares nothing, and ends like any other."""
