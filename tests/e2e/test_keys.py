@@ -72,13 +72,14 @@ def test_without_a_key_nobody_is_served(guarded: Gateway) -> None:
 def test_every_sdk_puts_the_key_where_it_puts_keys(guarded: Gateway) -> None:
     _, key = create(guarded, "--name", "sdk")
     known(guarded, key)
-    client = openai.OpenAI(base_url=guarded.base_url, api_key=key, max_retries=0)
-    assert client.chat.completions.create(model="main-model", messages=HELLO).choices
+    with openai.OpenAI(base_url=guarded.base_url, api_key=key, max_retries=0) as client:
+        assert client.chat.completions.create(model="main-model", messages=HELLO).choices
     root = guarded.base_url.removesuffix("/v1")
-    messages = anthropic.Anthropic(base_url=root, api_key=key, max_retries=0).messages
-    assert messages.create(model="main-model", max_tokens=9, messages=HELLO).content
-    google = genai.Client(api_key=key, http_options={"base_url": root})
-    assert google.models.generate_content(model="main-model", contents="Hello").candidates
+    with anthropic.Anthropic(base_url=root, api_key=key, max_retries=0) as client_of_anthropic:
+        asked = client_of_anthropic.messages.create
+        assert asked(model="main-model", max_tokens=9, messages=HELLO).content
+    with genai.Client(api_key=key, http_options={"base_url": root}) as google:
+        assert google.models.generate_content(model="main-model", contents="Hello").candidates
 
 
 def test_a_key_asks_only_its_models_and_lists_only_those(guarded: Gateway) -> None:
