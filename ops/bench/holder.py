@@ -17,9 +17,10 @@ from breakwater_gateway.ledger.lending import Teller, with_seq
 from breakwater_gateway.pricing.cost import ModelPrice, Rates
 from breakwater_gateway.pricing.estimate import bound_of, read_ask
 from breakwater_gateway.router.desks.journal import Journal, read_boot
-from breakwater_gateway.router.holder import Holder, Say
+from breakwater_gateway.router.holder import Holder
 from breakwater_gateway.router.leases import Path as Lines
 from breakwater_gateway.router.leases import Reservation
+from breakwater_gateway.router.reports import Say
 from breakwater_gateway.runtime.telemetry import get_log
 from breakwater_protocol.ledger import Limit, Line, account_named, partition
 

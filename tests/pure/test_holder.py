@@ -4,8 +4,9 @@ import pytest
 
 from breakwater_gateway.pricing.cost import ModelPrice, Rates
 from breakwater_gateway.router.charges import Hold, actual_of, amount_text
-from breakwater_gateway.router.holder import Decided, Holder, Said, Say
+from breakwater_gateway.router.holder import Decided, Holder, Said
 from breakwater_gateway.router.leases import Need, Path, Refusal, Reservation, Ticket
+from breakwater_gateway.router.reports import Say
 from breakwater_protocol import failures as f
 from breakwater_protocol.chat import Usage
 from breakwater_protocol.commands import Finished

@@ -13,8 +13,9 @@ import msgspec
 from breakwater_gateway.ledger.book import Book
 from breakwater_gateway.ledger.lending import Teller, with_seq
 from breakwater_gateway.ledger.snapshot import state_hash
-from breakwater_gateway.router.holder import Breach, Decided, Holder, Say
+from breakwater_gateway.router.holder import Breach, Decided, Holder
 from breakwater_gateway.router.leases import Kept, Lease, Need, Path, Reservation, Ticket
+from breakwater_gateway.router.reports import Say
 from breakwater_protocol.events import BudgetChanged
 from breakwater_protocol.ledger import (
     Grant,

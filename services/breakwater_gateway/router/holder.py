@@ -35,27 +35,23 @@ from breakwater_gateway.router.leases import (
     amount,
     need_of,
 )
+from breakwater_gateway.router.reports import ANSWER_S, LeaseReports, Say
 from breakwater_protocol.ledger import (
     AMOUNT_MAX,
-    Claim,
     Contended,
     Exhausted,
     Granted,
     LeaseAsk,
     LeaseReply,
-    LeaseReport,
     NotLeader,
     Refused,
     Reported,
     ReportReply,
-    Reports,
 )
 
 AHEAD_S: Final = 2.0
 """A lease is asked for about so much use."""
 REPORT_S: Final = 1.0
-ANSWER_S: Final = 0.5
-"""Without an answer for so long, an ask or a report is said again."""
 IDLE_S: Final = 3.0
 """An unused lease goes back after that."""
 KNOWN_S: Final = 0.5
@@ -64,19 +60,8 @@ RETRY_S: Final = 0.1
 TRIES_UNHEARD_MAX: Final = 20
 NEAR_REQUESTS: Final = 8
 """With less available than for so many requests, nothing is asked for ahead of need."""
-REPORTS_MAX: Final = 2_000
-"""Leases in one message."""
 WAITING_MAX: Final = 10_000
 """On one path; more are refused at once."""
-
-
-class Say(Struct, frozen=True):
-    """To the writer of `partition`; its answer goes to `heard` or `heard_report` with `number`'s name."""
-
-    partition: int
-    ask: LeaseAsk | None = None
-    reports: Reports | None = None
-    number: int = 0
 
 
 class Decided(Struct, frozen=True):
@@ -97,17 +82,6 @@ class Breach(Struct, frozen=True):
 Said = Say | Decided | Breach
 
 
-class _Sent(Struct):
-    """A report that is on its way."""
-
-    partition: int
-    leases: tuple[str, ...]
-    finals: tuple[str, ...]
-    at: float
-    seen: int
-    """The log had so much when it was said: who knows less was deposed, and does not know that yet."""
-
-
 class Holder:
     def __init__(self, name: str, incarnation: int) -> None:
         self._prefix = f"{name}/{incarnation}/"
@@ -115,17 +89,11 @@ class Holder:
         self._numbers = 0
         self._asked: dict[str, Path] = {}
         self._leases: dict[str, Lease] = {}
-        self._finals: dict[int, dict[str, Closed]] = {}
-        """By partition: what a writer has not confirmed yet."""
+        self._reports = LeaseReports()
         self._paths: dict[Path, None] = {}
         """Those where somebody waits or a lease is asked for."""
-        self._sent: dict[int, _Sent] = {}
-        self._seen: dict[int, int] = {}
-        self._claims: set[str] = set()
         self._said: list[Said] = []
         self._kept: list[Kept] = []
-        self._fresh: dict[int, None] = {}
-        """Partitions with a final report that was not said yet."""
         self._report_at = 0.0
         self._gave_at = 0.0
         self._closing = False
@@ -140,17 +108,14 @@ class Holder:
         return kept
 
     def take_said(self) -> list[Said]:
-        if self._fresh:
-            for partition in self._fresh:
-                self._report(partition, self._finals.get(partition, {}), (), self._now)
-            self._fresh.clear()
+        self._said += self._reports.fresh(self._now)
         said, self._said = self._said, []
         return said
 
     @property
     def at_rest(self) -> bool:
         """Nothing is held, asked for or unsaid: the books know all there is to know."""
-        return not self._leases and not self._asked and not any(self._finals.values())
+        return not self._leases and not self._asked and self._reports.at_rest
 
     def asks(self, lease: str) -> bool:
         """The ask for that lease still wants an answer."""
@@ -305,7 +270,7 @@ class Holder:
             path.lines,
             amount(asking.min),
             amount(asking.want),
-            self._seen.get(path.partition, 0),
+            self._reports.seen(path.partition),
         )
         self._said.append(Say(path.partition, ask=ask))
 
@@ -339,9 +304,8 @@ class Holder:
         self._close(lease.id, lease.path.partition, (spent[0], spent[1], spent[2]), lease)
 
     def _close(self, name: str, partition: int, spent: Need, lease: Lease | None = None) -> None:
-        self._finals.setdefault(partition, {})[name] = Closed(spent, lease)
+        self._reports.close(name, partition, Closed(spent, lease))
         self._kept.append(Kept(name, partition, spent))
-        self._fresh[partition] = None
 
     def _keep(self, lease: Lease) -> None:
         spent, held = lease.spent, lease.held
@@ -374,7 +338,7 @@ class Holder:
                 if reply.lease == lease:
                     self._granted(path, asking, reply, now)
             case Exhausted():
-                self._see(path.partition, reply.seq)
+                self._reports.see(path.partition, reply.seq)
                 self._answered(path, asking)
                 refusal = Refusal(
                     "exhausted",
@@ -392,7 +356,7 @@ class Holder:
                 self._refuse(path, refusal, unit, asking.min[unit])
                 self._again(path, now)
             case Contended():
-                self._see(path.partition, reply.seq)
+                self._reports.see(path.partition, reply.seq)
                 path.near = True
                 self._give_back(path, now)
                 self._later(path, reply.retry_ms / 1000, now)
@@ -413,7 +377,7 @@ class Holder:
             self._later(path, RETRY_S, now)
 
     def _granted(self, path: Path, asking: Asking, reply: Granted, now: float) -> None:
-        self._see(path.partition, reply.seq)
+        self._reports.see(path.partition, reply.seq)
         self._asked.pop(asking.id, None)
         path.asking, path.retry_at, path.spent = None, 0.0, None
         # What is left was right when the writer said it; counted from the ask, it never ends late.
@@ -476,29 +440,20 @@ class Holder:
         if first is not None:
             self._ask(path, first.need, now)
 
-    def _see(self, partition: int, seq: int) -> None:
-        if seq > self._seen.get(partition, 0):
-            self._seen[partition] = seq
-
     def heard_report(self, number: int, reply: ReportReply, *, now: float) -> None:
         self._now = now
-        sent = self._sent.pop(number, None)
-        if sent is None or not isinstance(reply, Reported):
+        if not isinstance(reply, Reported):
+            self._reports.unconfirmed(number)
             return  # said again soon
-        if reply.claim:
-            self._seen[sent.partition] = reply.seq  # the log was rolled back, and its writer knows
-        elif reply.seq < sent.seen:
+        over = self._reports.confirmed(number, reply)
+        if over is None:
             return
-        self._see(sent.partition, reply.seq)
-        finals = self._finals.get(sent.partition, {})
-        for lease in sent.finals:
-            if lease not in reply.claim and finals.pop(lease, None) is not None:
-                self._kept.append(Kept(lease, sent.partition, over=True))
+        self._kept += over
         for name in (*reply.expired, *reply.unknown):
             held = self._leases.get(name)
             if held is not None and held not in held.path.draining:
                 self._retire(held)
-        self._claims.update(n for n in reply.claim if n in self._leases or n in finals)
+        self._reports.claim(reply.claim, self._leases)
 
     # ------------------------------------------------------------ time
 
@@ -509,9 +464,8 @@ class Holder:
             self._look_after(path, now)
         if now >= self._report_at:
             self._report_at = now + REPORT_S
-            self._sent = {n: s for n, s in self._sent.items() if now - s.at < 10 * ANSWER_S}
             self._return_unused(now)
-            self._report_all(now)
+            self._said += self._reports.all(self._leases.values(), now)
 
     def _look_after(self, path: Path, now: float) -> None:
         for ticket in [t for t in path.waiting.values() if t.until <= now]:
@@ -547,72 +501,6 @@ class Holder:
             idle = not lease.calls and now - lease.taken_at > kept_s
             if idle or now >= lease.ends_at:
                 self._retire(lease)
-
-    def _report_all(self, now: float) -> None:
-        by_partition: dict[int, list[Lease]] = {}
-        for lease in self._leases.values():
-            by_partition.setdefault(lease.path.partition, []).append(lease)
-        for partition in sorted(by_partition.keys() | {p for p, f in self._finals.items() if f}):
-            finals = list(self._finals.get(partition, {}).items())
-            leases = by_partition.get(partition, [])
-            while finals or leases:
-                some, finals = finals[:REPORTS_MAX], finals[REPORTS_MAX:]
-                space = REPORTS_MAX - len(some)
-                those, leases = leases[:space], leases[space:]
-                self._report(partition, dict(some), those, now)
-        self._fresh.clear()
-
-    def _report(
-        self,
-        partition: int,
-        finals: dict[str, Closed],
-        leases: "list[Lease] | tuple[()]",
-        now: float,
-    ) -> None:
-        if not finals and not leases:
-            return
-        reports = [
-            LeaseReport(
-                name,
-                cum_spent=amount(closed.spent),
-                final=True,
-                claim=None if closed.lease is None else self._claim(closed.lease),
-            )
-            for name, closed in list(finals.items())[:REPORTS_MAX]
-        ]
-        names = tuple(report.lease for report in reports)
-        for lease in leases:
-            spent, held = lease.spent, lease.held
-            reports.append(
-                LeaseReport(
-                    lease.id,
-                    cum_spent=amount((spent[0], spent[1], spent[2])),
-                    in_flight_max=amount((held[0], held[1], held[2])),
-                    claim=self._claim(lease),
-                )
-            )
-        self._numbers += 1
-        self._sent[self._numbers] = _Sent(
-            partition,
-            tuple(lease.id for lease in leases),
-            names,
-            now,
-            self._seen.get(partition, 0),
-        )
-        self._said.append(
-            Say(
-                partition,
-                reports=Reports(tuple(reports), self._seen.get(partition, 0)),
-                number=self._numbers,
-            )
-        )
-
-    def _claim(self, lease: Lease) -> Claim | None:
-        """Only for a writer that asked: its log has lost the grant."""
-        if lease.id not in self._claims:
-            return None
-        self._claims.discard(lease.id)
-        return Claim(lease.path.lines, lease.periods, amount(lease.lent))
 
     # ------------------------------------------------------------ the end
 

@@ -35,10 +35,11 @@ from breakwater_gateway.router.charges import (
     rules_of,
 )
 from breakwater_gateway.router.desks.journal import Journal
-from breakwater_gateway.router.holder import Breach, Decided, Holder, Say
+from breakwater_gateway.router.holder import Breach, Decided, Holder
 from breakwater_gateway.router.leases import Need, Refusal, Reservation, Ticket
 from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.operator_limits import OperatorLimits
+from breakwater_gateway.router.reports import Say
 from breakwater_gateway.runtime.actor import Context
 from breakwater_gateway.runtime.bus import BusError, Entry, Inbox, Message, Watch
 from breakwater_protocol import cloudevents
