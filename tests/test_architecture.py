@@ -38,6 +38,7 @@ MAY_TALK: Final = {
     f"{GATEWAY}/ledger/writer.py": "a partition's queue and appends, the actor's by the dozen",
     f"{GATEWAY}/ledger/hooks.py": "calls the webhooks of budgets",
     f"{GATEWAY}/cli/*": "commands talk to people and to servers",
+    f"{GATEWAY}/cache/unkept.py": "writes to the bucket, behind the actor",
     f"{GATEWAY}/cache/shards.py": "claims shards and reads them, for the actor",
     f"{GATEWAY}/cache/embed/local.py": "the embedder's own process",
     f"{GATEWAY}/worker/run.py": "an attempt in hand has a task and a timer",

@@ -10,7 +10,6 @@ routers which of those are near to a question.
 """
 
 import asyncio
-import itertools
 import math
 from functools import partial
 from typing import ClassVar, Final
@@ -33,6 +32,7 @@ from breakwater_gateway.cache.semantic import (
     unit,
 )
 from breakwater_gateway.cache.shards import Shards, entry_key
+from breakwater_gateway.cache.unkept import Unkept
 from breakwater_gateway.cache.written import Written, wanted
 from breakwater_gateway.config.model import Config
 from breakwater_gateway.runtime import bus as b
@@ -47,13 +47,6 @@ BUCKET: Final = "bw_semantic"
 SWEEP_S: Final = 5.0
 IN_HAND_MAX: Final = 256
 """Lookups and stores that wait for a vector or a thread; more are misses."""
-UNKEPT_MAX: Final = 20_000
-"""Keys that wait to be written to the bucket …"""
-UNKEPT_BYTES: Final = 16 * 1024 * 1024
-"""… and their values: what comes when they are more is in the index alone."""
-KEPT_AT_ONCE: Final = 16
-KEEP_CALL_S: Final = 2.0
-KEEP_RETRY_S: Final = 0.2
 PURGE_S: Final = 30.0
 PURGED_AT_ONCE: Final = 64
 DRAIN_S: Final = 2.0
@@ -90,10 +83,7 @@ class Cache(Actor):
             bucket=self._bucket,
             hears=self._hears,
         )
-        self._unkept: dict[str, bytes | None] = {}
-        self._unkept_bytes = 0
-        self._ttl: dict[str, int | None] = {}
-        self._unkept_some = asyncio.Event()
+        self._unkept = Unkept(self._bucket, context.log)
         self._subscriptions: list[b.Subscription] = []
         self._store: b.Store | None = None
         self._listing: set[str] = set()
@@ -107,19 +97,20 @@ class Cache(Actor):
             await bus.subscribe(subjects.cache.at("label"), self._on_label),
         ]
         await self._shards.start(tasks)
-        tasks.start_soon(self._keep)
+        tasks.start_soon(self._unkept.run)
         tasks.start_soon(self._sweep)
         self._serves = True
 
     async def drain(self) -> None:
         self.draining = True
+        self._unkept.stop()
         await self._learning.cancel()
         await self._silence_written()
         await self._shards.silence()
         await self._tasks.join()
         try:
             async with asyncio.timeout(DRAIN_S):
-                while self._unkept and await self._keep_some():
+                while self._unkept and await self._unkept.keep_some():
                     continue
                 await self._shards.give_back("drained")
         except (b.BusError, TimeoutError) as error:
@@ -129,7 +120,7 @@ class Cache(Actor):
 
     async def stop(self) -> None:
         self.draining = True
-        self._unkept_some.set()
+        self._unkept.stop()
         await self._shards.close()
         await self._learning.cancel()
         await self._tasks.cancel()
@@ -650,58 +641,8 @@ class Cache(Actor):
         return self._store
 
     def _write(self, key: str, value: bytes | None, ttl_s: int | None) -> None:
-        held = self._unkept_bytes - len(self._unkept.get(key) or b"") + len(value or b"")
-        if key not in self._unkept and (
-            len(self._unkept) >= UNKEPT_MAX or (value and held > UNKEPT_BYTES)
-        ):
+        if not self._unkept.put(key, value, ttl_s):
             self._count("refused", "unkept")
-            return
-        self._unkept_bytes = held
-        self._unkept[key] = value
-        self._ttl[key] = ttl_s
-        self._unkept_some.set()
-
-    async def _keep(self) -> None:
-        """Bring the bucket up to the index, the latest value of a key only."""
-        while not self.draining:
-            await self._unkept_some.wait()
-            self._unkept_some.clear()
-            while self._unkept and not self.draining:
-                if not await self._keep_some():
-                    await asyncio.sleep(KEEP_RETRY_S)
-
-    async def _keep_some(self) -> bool:
-        """Several at once: a write takes a round trip, and the index changes faster. False: not all."""
-        some = list(itertools.islice(self._unkept.items(), KEPT_AT_ONCE))
-        return all(await asyncio.gather(*(self._keep_one(key, value) for key, value in some)))
-
-    async def _keep_one(self, key: str, value: bytes | None) -> bool:
-        try:
-            async with asyncio.timeout(KEEP_CALL_S):
-                await self._put(key, value)
-        except b.BusClosed:
-            raise
-        except (b.BusError, TimeoutError) as error:
-            self.context.log.warning("cache_not_kept", error=repr(error))
-            return False
-        if key in self._unkept and self._unkept[key] is value:
-            del self._unkept[key]
-            self._unkept_bytes -= len(value or b"")
-            self._ttl.pop(key, None)
-        return True
-
-    async def _put(self, key: str, value: bytes | None) -> None:
-        store = await self._bucket()
-        if value is None:
-            await store.delete(key)
-            return
-        ttl_s = self._ttl.get(key)
-        try:
-            await store.create(key, value, ttl_s=ttl_s)
-        except b.WrongRevision:
-            known = await store.get(key)
-            if known is not None:
-                await store.update(key, value, revision=known.revision, ttl_s=ttl_s)
 
     async def _sweep(self) -> None:
         """What has expired leaves the index; the bucket forgets it by itself."""
