@@ -88,7 +88,7 @@ _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 _UNSAFE: Final = re.compile(r"[\r\n\x00\ud800-\udfff]")
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=65_536)
 def check_subject(subject: str) -> int:
     """The subject's bytes. Raises `BusError` if it cannot be published to."""
     if len(subject) > SUBJECT_MAX or not _SUBJECT.fullmatch(subject):

@@ -9,8 +9,8 @@ from typing import Final
 
 from breakwater_gateway.runtime.bus import Handler, check_subject
 
-ROUTES_MAX: Final = 8_192
-"""Subjects whose route is remembered, at most."""
+ROUTES_MAX: Final = 65_536
+"""Subjects whose route is remembered, at most: each tenant has some, and a route that is looked for anew costs 5 µs."""
 
 
 class Member:
