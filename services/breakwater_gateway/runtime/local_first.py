@@ -17,12 +17,10 @@ from typing import Final
 from breakwater_gateway.runtime.bus import (
     NO_HEADERS,
     Bus,
-    EventLog,
     Handler,
     Inbox,
     Message,
     MessageTooLarge,
-    Store,
     Subscription,
     check_pattern,
     check_reply,
@@ -43,6 +41,11 @@ class LocalFirst:
     ) -> None:
         self.name = bus.name
         self._bus = bus
+        # What is kept is the wrapped bus's business alone.
+        self.store = bus.store
+        self.claim = bus.claim
+        self.event_log = bus.event_log
+        self.publish_once = bus.publish_once
         self._subjects = subjects
         self._guard = Guard(log)
         self._deliveries = Deliveries(self._guard)
@@ -129,30 +132,6 @@ class LocalFirst:
     async def flush(self, timeout_s: float = 5.0) -> None:
         await self._deliveries.settled()
         await self._bus.flush(timeout_s)
-
-    async def store(
-        self,
-        bucket: str,
-        *,
-        history: int = 1,
-        ttl_s: int | None = None,
-        max_bytes: int = -1,
-        evicts: bool = False,
-    ) -> Store:
-        return await self._bus.store(
-            bucket, history=history, ttl_s=ttl_s, max_bytes=max_bytes, evicts=evicts
-        )
-
-    async def claim(self, subject: str, data: bytes, *, ttl_s: float) -> bool:
-        return await self._bus.claim(subject, data, ttl_s=ttl_s)
-
-    async def event_log(self, name: str, subject: str = "", *, max_bytes: int = -1) -> EventLog:
-        return await self._bus.event_log(name, subject, max_bytes=max_bytes)
-
-    async def publish_once(
-        self, key: str, subject: str, data: bytes, *, headers: Mapping[str, str] = NO_HEADERS
-    ) -> bool:
-        return await self._bus.publish_once(key, subject, data, headers=headers)
 
     async def close(self) -> None:
         if not self._closed:
