@@ -301,3 +301,20 @@ async def test_an_embedding_for_the_semantic_cache_draws_too_but_never_what_the_
             await asyncio.sleep(0.5)
             told = [e for e in gateway.requests if e.model == "m"]
             assert (("semantic", "too_dear") in skipped(told[0])) is not embedded
+
+
+async def test_an_embedding_that_nobody_could_be_asked_for_takes_no_money() -> None:
+    plain = priced(CHEAP, DEAR)
+    embedder = replace(config("e", price=Price(1_000, 0)).models["m"], name="embed")
+    model = replace(plain.models["m"], cache=CachePolicy(semantic=Semantic(shadow=0.0)))
+    settings = replace(
+        plain, models={"m": model, "embed": embedder}, embeddings=Embeddings(model="embed")
+    )
+    # A call there may cost 0.01 USD, and the embedding 0.0006.
+    async with stage(settings) as gateway:
+        caller = within("0.0102", gateway)
+        (await gateway.provider.next_call()).reply(503)
+        call = await gateway.provider.next_call()
+        assert call.deployment == "b"
+        call.reply(200, ANSWER)
+        assert (await caller.reply()).headers["breakwater-deployment"] == "b"

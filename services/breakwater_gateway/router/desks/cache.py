@@ -21,7 +21,7 @@ from breakwater_gateway.router.affordable import embedding_bound
 from breakwater_gateway.router.desks.attempts import Ended
 from breakwater_gateway.router.desks.care import Care
 from breakwater_gateway.router.desks.kept import Kept
-from breakwater_gateway.router.desks.meaning import Meaning, ineligible
+from breakwater_gateway.router.desks.meaning import NOBODY_HEARD, Meaning, ineligible
 from breakwater_gateway.router.desks.shared import Shared, marks, nano_usd, usage_of
 from breakwater_gateway.router.eligible import Eligible, lowered
 from breakwater_gateway.router.flights import Flight
@@ -195,7 +195,7 @@ class CacheDesk:
             digest=key.digest,
             threshold=life.options.cache_threshold,
         )
-        money = life.plan.envelope.money
+        money, bound = life.plan.envelope.money, None
         if money is not None:
             bound = embedding_bound(self._config, key.text, at=self._context.clock.wall())
             # Not out of the money that the call needs, should there be no hit.
@@ -206,13 +206,18 @@ class CacheDesk:
                 now = self._context.clock.now()
                 life.note("skip", now=now, deployment="semantic", reason=reason)
                 return False
-            money.settle(bound, None)  # whoever embeds does not say what it has cost
             lookup = msgspec.structs.replace(lookup, max_cost_nano_usd=bound)
         patience_s = self._meaning.patience_s()
-        self._meaning.look(lookup, partial(self._meant, life, key), patience_s=patience_s)
+        self._meaning.look(lookup, partial(self._meant, life, key, bound), patience_s=patience_s)
         return True
 
-    def _meant(self, life: Life, key: Key, found: Hit | Miss) -> None:
+    def _meant(self, life: Life, key: Key, drawn: int | None, found: Hit | Miss) -> None:
+        """`drawn`: from the request's own money, for the embedding; None: it has no bound."""
+        money = life.plan.envelope.money
+        if money is not None and drawn is not None:
+            unheard = isinstance(found, Miss) and found.reason in NOBODY_HEARD
+            # Whoever embeds does not say what it has cost.
+            money.settle(drawn, 0 if unheard else None)
         if life.over:
             return
         if isinstance(found, Miss):

@@ -26,6 +26,9 @@ SILENT_AFTER: Final = 3
 SILENT_S: Final = 1.0
 """… and is asked once in so long, for no request is to wait for it."""
 
+NOBODY_HEARD: Final[frozenset[c.MissReason]] = frozenset({"no_owner", "silent"})
+"""Reasons of an answer that came from nobody: so nothing was embedded either."""
+
 WRITTEN_PATIENCE_S: Final = 0.25
 """For the rung of written answers, which has nothing else to wait for; with the call of a model, if need be."""
 
