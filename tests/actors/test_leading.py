@@ -46,6 +46,14 @@ class Stage(Harbour):
         return bus
 
 
+class SlowBus(MemoryBus):
+    delay_s = 0.0
+
+    async def reach(self, timeout_s: float = 5.0) -> None:
+        await asyncio.sleep(self.delay_s)
+        await super().reach(timeout_s)
+
+
 @asynccontextmanager
 async def stage(*names: str) -> AsyncIterator[Stage]:
     async with anyio.create_task_group() as tasks:
@@ -224,14 +232,7 @@ async def test_a_renewal_that_landed_without_an_answer_is_still_ours() -> None:
 async def test_a_renewal_confirmed_after_the_lease_had_lapsed_begins_another_lead() -> None:
     """Whoever looked meanwhile saw nobody lead, and has begun nothing."""
 
-    class Slow(MemoryBus):
-        delay_s = 0.0
-
-        async def reach(self, timeout_s: float = 5.0) -> None:
-            await asyncio.sleep(self.delay_s)
-            await super().reach(timeout_s)
-
-    bus = Slow("a", MemoryHub())
+    bus = SlowBus("a", MemoryHub())
     lease = Lease(bus, Clock(), KEY, "a", ttl_s=LEASE_S)
     assert await lease.hold()
     first = lease.generation
@@ -240,6 +241,43 @@ async def test_a_renewal_confirmed_after_the_lease_had_lapsed_begins_another_lea
     assert lease.held()
     assert await lease.hold(), "the server took it in time"
     assert lease.generation > first
+
+
+async def test_who_gives_a_lease_back_too_late_leaves_the_next_one_s_alone() -> None:
+    hub = MemoryHub()
+    bus = SlowBus("a", hub)
+    lease = Lease(bus, Clock(), KEY, "a", ttl_s=LEASE_S)
+    assert await lease.hold()
+    await asyncio.sleep(LEASE_S - 2 * MARGIN_S)
+    bus.delay_s = 1.0
+    giving = asyncio.create_task(lease.release())
+    await asyncio.sleep(3 * MARGIN_S)
+    following = MemoryBus("b", hub)
+    assert await Lease(following, Clock(), KEY, "b", ttl_s=LEASE_S).hold()
+    await giving
+    assert await held_by(following) == b"b"
+
+
+async def test_a_renewal_that_came_after_all_and_ended_another_s_lease_gives_no_lead() -> None:
+    """As where a server has lost its data, counts anew, and gave the other one the revision that it names."""
+    hub = MemoryHub()
+    mine, other = MemoryBus("a", hub), MemoryBus("b", hub)
+    lease = Lease(mine, Clock(), KEY, "a", ttl_s=LEASE_S)
+    assert await lease.hold()
+    mine.cut_off()
+    await asyncio.sleep(LEASE_S)
+    following = Lease(other, Clock(), KEY, "b", ttl_s=LEASE_S)
+    assert await following.hold()
+    store = await other.store(LEASE_BUCKET)
+    entry = await store.get(KEY)
+    assert entry is not None
+    await store.update(KEY, b"a", revision=entry.revision, ttl_s=LEASE_S)
+    mine.mend()
+    assert following.held(), "it cannot know yet"
+    assert not await lease.hold()
+    assert not await following.hold()
+    await asyncio.sleep(LEASE_S)
+    assert await lease.hold()
 
 
 async def test_a_lease_is_asked_for_in_time_to_ask_once_more() -> None:

@@ -468,6 +468,20 @@ async def test_a_deleted_key_is_gone_and_can_be_created_again(bus: Bus, bucket: 
     await store.delete("never-there")
 
 
+async def test_a_key_is_deleted_at_its_last_revision_alone_where_one_is_named(
+    bus: Bus, bucket: str
+) -> None:
+    store = await bus.store(bucket)
+    first = await store.put("k", b"1")
+    second = await store.put("k", b"2")
+    with pytest.raises(WrongRevision):
+        await store.delete("k", revision=first)
+    assert await store.keys() == ["k"]
+    await store.delete("k", revision=second)
+    assert await store.keys() == []
+    await store.create("k", b"3")
+
+
 async def test_only_one_creates_a_key(connect: Connect, bucket: str) -> None:
     stores = [await (await connect()).store(bucket) for _ in range(2)]
     results = await asyncio.gather(

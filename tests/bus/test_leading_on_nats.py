@@ -71,10 +71,14 @@ async def test_a_server_that_is_gone_for_longer_than_a_lease_has_one_leader_agai
         async with asyncio.timeout(20):
             while not here.leaders():  # noqa: ASYNC110 - either of the two
                 await asyncio.sleep(0.01)
-        for _ in range(100):
-            assert len(here.leaders()) <= 1
-            await asyncio.sleep(0.02)
-        assert len(here.leaders()) == 1
+        # A renewal that lay in a connection may end the new lead once more: where data was lost it names a
+        # revision that the new lease may have.
+        quiet = 0
+        async with asyncio.timeout(20):
+            while quiet < 100:
+                assert len(here.leaders()) <= 1
+                quiet = quiet + 1 if here.leaders() else 0
+                await asyncio.sleep(0.02)
 
 
 async def test_a_server_that_stands_still_has_no_leader_until_it_goes_on(

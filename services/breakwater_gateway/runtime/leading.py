@@ -8,6 +8,7 @@ The lease decides who tries; where two leaders would do harm, what they write ha
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Final, Protocol
 
 from anyio.abc import TaskGroup
@@ -78,7 +79,10 @@ class Lease:
                     )
             except WrongRevision:
                 entry = await store.get(self._key)
-                if entry is None or entry.value != self._holder:
+                ours = entry is not None and entry.value == self._holder
+                if entry is None or not ours or (self.generation and not unbroken):
+                    # Ours, but not held: a renewal that lay in a connection came after all, and a server
+                    # that counts anew may have taken it for one of another's lease. So it has to end first.
                     self._revision = None
                     self._until = 0.0
                     return
@@ -97,11 +101,12 @@ class Lease:
         """Give it back at once. Raises `BusError` or `TimeoutError`: then it ends by itself."""
         async with self._one:
             if self._revision is not None and self.held():
-                self._until = 0.0
-                self._revision = None
+                revision, self._revision, self._until = self._revision, None, 0.0
                 async with asyncio.timeout(CALL_S):
                     store = await self._bucket()
-                    await store.delete(self._key)
+                    # By its revision: what arrives late must not end the lease of the next one.
+                    with suppress(WrongRevision):
+                        await store.delete(self._key, revision=revision)
 
     async def _bucket(self) -> Store:
         if self._store is None:

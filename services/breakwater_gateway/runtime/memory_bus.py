@@ -468,9 +468,12 @@ class MemoryStore:
             raise WrongRevision(f"{key} is not at revision {revision}")
         return self._bucket.write(key, value, ttl_s)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
         check_key(key)
         await self._bus.reach()
+        kept = self._bucket.kept.get(key)
+        if revision is not None and (kept is None or kept.revision != revision):
+            raise WrongRevision(f"{key} is not at revision {revision}")
         self._bucket.write(key, None)
 
     async def keys(self) -> list[str]:

@@ -155,8 +155,11 @@ class NatsStore:
             headers[MESSAGE_TTL] = str(int(ttl_s))
         return await self._write(key, value, headers)
 
-    async def delete(self, key: str) -> None:
-        await self._write(key, b"", {OPERATION: "DEL", MESSAGE_TTL: str(TOMBSTONE_TTL_S)})
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
+        headers = {OPERATION: "DEL", MESSAGE_TTL: str(TOMBSTONE_TTL_S)}
+        if revision is not None:
+            headers[EXPECTED_REVISION] = str(revision)
+        await self._write(key, b"", headers)
 
     async def keys(self) -> list[str]:
         found: dict[str, bool] = {}
