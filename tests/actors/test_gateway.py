@@ -210,6 +210,20 @@ async def test_a_throttled_target_is_spared_by_the_next_request_too() -> None:
         await second.reply()
 
 
+@pytest.mark.parametrize(("attempts", "should_retry"), [(1, "true"), (2, "false")])
+async def test_a_client_is_not_asked_to_try_again_what_was_tried_again_for_it(
+    attempts: int, should_retry: str
+) -> None:
+    async with stage(config("a", "b", retry=RetryPolicy(attempts=attempts))) as gateway:
+        caller = gateway.ask()
+        for _ in range(attempts):
+            (await gateway.provider.next_call()).reply(500)
+        message = await caller.reply()
+        assert message.headers["Nats-Service-Error-Code"] == "502"
+        assert message.headers["x-should-retry"] == should_retry
+        assert "retry-after" not in message.headers
+
+
 async def test_all_attempts_used_up_is_the_last_failure_with_the_truth_about_retrying() -> None:
     async with stage(config("a", "b", retry=RetryPolicy(attempts=2))) as gateway:
         caller = gateway.ask()

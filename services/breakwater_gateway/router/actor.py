@@ -514,7 +514,10 @@ class Router(Actor):
 
     def _answer_failure(self, life: Life, failure: f.Failure) -> None:
         body = error_body(failure, life.api, life.request_id)
-        self._publish(life.reply, body, error_headers(failure, life.facts("error")))
+        retried = life.plan.attempts > 1
+        self._publish(
+            life.reply, body, error_headers(failure, life.facts("error"), retried=retried)
+        )
         self._end(life, None, failure=failure)
 
     def _answered(self, life: Life) -> None:

@@ -121,21 +121,28 @@ def error_body(
     return _encode(_ErrorBody(_ErrorObject(message, spec.type, param, spec.code)))
 
 
-def error_headers(failure: f.Failure, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of an error reply on NATS; HTTP uses all but the two service headers."""
+def error_headers(
+    failure: f.Failure, extra: Mapping[str, str] | None = None, *, retried: bool = False
+) -> dict[str, str]:
+    """Of an error reply on NATS; HTTP uses all but the two service headers.
+
+    `retried`: we have tried again already. A client that did so too would multiply our calls by its own, so it
+    is asked to only where the failure says when.
+    """
     spec = f.spec(failure)
+    wait = f.retry_after_s(failure)
+    may_retry = spec.client_may_retry and (wait is not None or not retried)
     line = (failure.message or spec.code).replace("\r", " ").replace("\n", " ")[:300]
     headers = {
         h.SERVICE_ERROR_CODE: str(spec.status),
         h.SERVICE_ERROR: line.encode("ascii", "replace").decode("ascii"),
-        h.SHOULD_RETRY: "true" if spec.client_may_retry else "false",
+        h.SHOULD_RETRY: "true" if may_retry else "false",
     }
-    wait = f.retry_after_s(failure)
-    if wait is None and spec.client_may_retry and spec.status in {429, 503}:
+    if wait is None and may_retry and spec.status in {429, 503}:
         wait = 1.0
     if wait is not None:
         # Where nobody is to try again on its own it is for people and schedulers: then the true time.
-        most = RETRY_AFTER_MAX_S if spec.client_may_retry else _YEAR_S
+        most = RETRY_AFTER_MAX_S if may_retry else _YEAR_S
         headers[h.RETRY_AFTER] = str(max(1, -int(-min(most, wait) // 1)))
     if extra:
         headers.update(extra)
