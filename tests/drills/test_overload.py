@@ -7,14 +7,15 @@ BREAKWATER_OVERLOAD_S=60 uv run pytest -m drill -s tests/drills/test_overload.py
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Final
 
 import pytest
 from msgspec import Struct
-from tests.e2e.processes import HELLO, Gateway, Simulator, report
+from tests.conftest import NatsProcess
+from tests.e2e.processes import HELLO, Gateway, Simulator, fleet, free_port, report
 
 from breakwater_protocol import BreakwaterError, Client, GatewayError
 from breakwater_protocol.commands import Priority
@@ -156,3 +157,60 @@ async def test_five_times_overload(gateway: Gateway) -> None:
     # Of a machine with time to spare p99 is below 10 ms; here it is known not to be a wait.
     assert sum(took > 0.5 for took in refusal_s) <= 0.01 * len(refused)
     gateway.end()
+
+
+IN_FLIGHT: Final = 20
+ROUTERS, WORKERS = 3, 2
+ASKED: Final = 500
+
+
+async def test_a_full_fleet_refuses_at_once(
+    tmp_path: Path, simulator: Simulator, nats_server: Callable[..., NatsProcess]
+) -> None:
+    """More routers than workers: all that workers take is taken, and routers have room. Each refusal is theirs."""
+    simulator.script(lane="full", model="m", first_token_ms=40_000, tokens=1)
+    path = tmp_path / "breakwater.yaml"
+    path.write_text(f"""
+limits: {{in_flight: {IN_FLIGHT}}}
+providers:
+  full: {{wire: openai, base_url: "{simulator.base_url("full")}"}}
+models:
+  m:
+    deployments: [{{model: full/m, id: slow}}]
+    timeouts: {{ttft: 50s, total: 60s}}
+""")
+    nats, port = nats_server(max_file_store="4GB").url, free_port()
+    kinds = ["health", *["worker"] * WORKERS, *["router"] * ROUTERS, "edge"]
+    commands = [
+        [kind, "--config", str(path), *(["--port", str(port)] if kind == "edge" else [])]
+        for kind in kinds
+    ]
+    with fleet(tmp_path, nats, commands, port=port):
+        async with Client(nats, buffer_messages=1 << 16) as client, asyncio.TaskGroup() as tasks:
+            await asyncio.sleep(2.0)  # heartbeats: everybody knows everybody
+            places = WORKERS * IN_FLIGHT
+            filling = [
+                tasks.create_task(
+                    client.complete(model="m", messages=HELLO, priority="critical", timeout_s=55.0)
+                )
+                for _ in range(places)
+            ]
+            await asyncio.sleep(2.0)
+            under_way = sum(not task.done() for task in filling)
+            callers, refused = Callers(client), list[Asked]()
+            for _ in range(ASKED):
+                await callers._one("interactive", refused)
+                await asyncio.sleep(0.005)
+            for task in filling:
+                task.cancel()
+    took = [each.took_s for each in refused]
+    report(
+        f"\n{under_way} of {places} places taken; {ASKED} refused by {ROUTERS} routers in front of"
+        f" {WORKERS} full workers: p50 {percentile(took, 0.5) * 1000:.1f} ms,"
+        f" p99 {percentile(took, 0.99) * 1000:.1f} ms"
+    )
+    assert under_way == places
+    assert {each.outcome for each in refused} == {"overloaded"}
+    assert all((each.retry_after_s or 0) >= 1 for each in refused)
+    # Asked in a circle, with a pause between, each took longer than this.
+    assert percentile(took, 0.5) < 0.1
