@@ -121,3 +121,29 @@ def test_one_body_does_not_remember_without_bound_whose_it_was() -> None:
     known = seen.repeats.find("chat", body)
     assert known is not None
     assert 0 < len(known.keys) <= repeats.QUESTIONS_MAX
+
+
+def test_whose_questions_they_were_counts_among_the_bytes_that_are_bounded() -> None:
+    seen = Seen(remembers=True)
+    for number in range(300):
+        body = chat(f"{number} " + "x" * 4_000)
+        for namespace in range(repeats.QUESTIONS_MAX):
+            place = {"tenant": "t", "scope": "ann", "points_to": "p", "namespace": f"n{namespace}"}
+            seen.key("chat", body, place)
+        held = seen.repeats._known.values()
+        texts = sum(len(k.text) for each in held for k in each.keys.values() if isinstance(k, Key))
+        assert texts <= repeats.BYTES_MAX
+    assert len(seen.repeats) > 10
+    assert seen.repeats._bytes <= repeats.BYTES_MAX
+    seen.repeats.forget()
+    assert seen.repeats._bytes == 0
+
+
+def test_what_is_learned_of_a_body_that_was_let_go_counts_no_more() -> None:
+    known, body = Repeats(), chat("hello")
+    known.keep("chat", body, read("chat", body))
+    gone = known.find("chat", body)
+    assert gone is not None
+    known.forget()
+    gone.keep(("t",), Key("d", "p", 0.0, False, "hello"))
+    assert known._bytes == 0

@@ -24,16 +24,28 @@ Place = tuple[str, ...]
 class Repeat:
     """One body. `keys` is filled by whoever makes keys."""
 
-    __slots__ = ("asked", "keys")
+    __slots__ = ("_among", "asked", "keys", "size")
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, size: int, among: "Repeats") -> None:
         self.asked = asked
         self.keys: dict[Place, Key | NotCached] = {}
+        self.size = size
+        """Bytes that count against the bound."""
+        self._among: Repeats | None = among
+        """None: it was let go, and is known to requests in flight alone."""
 
     def keep(self, place: Place, key: Key | NotCached) -> None:
+        size = _size_of_key(place, key)
         if len(self.keys) >= QUESTIONS_MAX:
+            size -= sum(_size_of_key(*each) for each in self.keys.items())
             self.keys.clear()
         self.keys[place] = key
+        self.size += size
+        if self._among is not None:
+            self._among.grown(size)
+
+    def let_go(self) -> None:
+        self._among = None
 
 
 class Repeats:
@@ -53,22 +65,30 @@ class Repeats:
 
     def keep(self, api: str, body: bytes, asked: Asked) -> None:
         """`asked`: what decoding that body as a request of that API has given."""
-        size = _size(body)
         if len(body) > BODY_MAX or (api, body) in self._known:
             return
-        self._known[api, body] = Repeat(asked)
+        # Twice: what was decoded of it holds most of it again.
+        size = 2 * len(body) + _OVERHEAD
+        self._known[api, body] = Repeat(asked, size, self)
+        self.grown(size)
+
+    def grown(self, size: int) -> None:
+        """One of them is so much larger, or new."""
         self._bytes += size
         if self._bytes > BYTES_MAX:
             # The older half goes: no bookkeeping while requests repeat.
             for old in list(self._known)[: (len(self._known) + 1) // 2]:
-                del self._known[old]
-                self._bytes -= _size(old[1])
+                gone = self._known.pop(old)
+                gone.let_go()
+                self._bytes -= gone.size
 
     def forget(self) -> None:
+        for each in self._known.values():
+            each.let_go()
         self._known.clear()
         self._bytes = 0
 
 
-def _size(body: bytes) -> int:
-    # Twice: what was decoded of it holds most of it again.
-    return 2 * len(body) + _OVERHEAD
+def _size_of_key(place: Place, key: Key | NotCached) -> int:
+    text = len(key.text) if isinstance(key, Key) else 0
+    return _OVERHEAD + sum(map(len, place)) + text
