@@ -10,13 +10,13 @@ import re
 import unicodedata
 from collections import Counter
 from difflib import SequenceMatcher
-from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Final
 
 from msgspec import Struct
 
 from breakwater_gateway.cache import words as w
+from breakwater_gateway.cache.recent import Recent
 from breakwater_gateway.config.model import Veto
 
 WORDS_MAX: Final = 400
@@ -92,9 +92,22 @@ def _strict(left: Slots, right: Slots) -> str:
     return ""
 
 
-@lru_cache(maxsize=16_384)
 def read(text: str) -> Slots:
     """The slots of a text; texts of a cache come again and again."""
+    found = _READ.use(text)
+    if found is None:
+        found = _slots_of(text)
+        _READ.put(text, found)
+    return found
+
+
+# What was found in a text takes about 24 bytes a character, and a thousand however short it is.
+_READ: Final[Recent[str, "Slots"]] = Recent(
+    16_384, 24 * 1024 * 1024, lambda text, _: 24 * len(text) + 1_024
+)
+
+
+def _slots_of(text: str) -> Slots:
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
     reading = _Reading(shouted=text.isupper())
     end = 0
