@@ -171,6 +171,7 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
 
 class ProbeClaim(Struct, frozen=True):
     router: str
+    """Who wants the probe; health reckons from the first of them when it is lost."""
 
 
 class BreakerCommand(Struct, frozen=True, omit_defaults=True):

@@ -120,7 +120,7 @@ class Subjects:
             raise BadToken(f"the subject root must be plain tokens joined by dots, not {root!r}")
         self.root = root
         self._broadcast = tuple(
-            f"{root}.{kind}." for kind in ("evt", "hb", "cancel", "metrics", "breaker")
+            f"{root}.{kind}." for kind in ("evt", "hb", "cancel", "metrics", "breaker", "probe")
         )
 
         def subject(rest: str, carries: type[T], summary: str) -> Subject[T]:
@@ -241,7 +241,7 @@ class Subjects:
         self.probe = subject(
             "probe.{target}.{epoch}",
             commands.ProbeClaim,
-            "The one half-open probe of an epoch; the first to store it has it.",
+            "The one half-open probe of an epoch: whoever wants it says so, and the first to store it has it.",
         )
 
     @property

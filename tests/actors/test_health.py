@@ -18,6 +18,7 @@ from breakwater_gateway.runtime.clock import Clock
 from breakwater_gateway.runtime.leading import LEASE_S, RENEW_S
 from breakwater_gateway.runtime.memory_bus import MemoryBus, MemoryHub
 from breakwater_gateway.runtime.metrics import Registry
+from breakwater_protocol.commands import ProbeClaim
 from breakwater_protocol.events import AttemptFinished, BreakerChanged, Evidence
 from breakwater_protocol.subjects import Subjects, encode_token
 from breakwater_protocol.views import BreakerBoard
@@ -68,6 +69,10 @@ class Cluster:
         self.logs: dict[str, NoLog] = {}
         self.buses: dict[str, MemoryBus] = {}
         self.metrics: dict[str, Registry] = {}
+
+    def claim(self, *, epoch: int, target: str = A) -> None:
+        claim = SUBJECTS.probe.encode(ProbeClaim("router"))
+        self.listener.publish(SUBJECTS.probe.at(target, str(epoch)), claim)
 
     async def listen(self) -> None:
         await self.listener.subscribe(SUBJECTS.health.any(), self._hear)
@@ -268,7 +273,13 @@ async def test_a_probe_that_never_reports_makes_room_for_another() -> None:
         await c.start("h1", config(A))
         await c.attempts("fffff")
         await c.until("half_open")
-        await anyio.sleep(66.0)
+        await anyio.sleep(200.0)
+        assert c.story[-1] == ("half_open", 2)  # nobody came by
+        c.claim(epoch=2)
+        await anyio.sleep(64.0)
+        c.claim(epoch=2)  # in vain
+        assert c.story[-1] == ("half_open", 2)
+        await anyio.sleep(2.0)
         assert c.story[-1] == ("half_open", 3)
         assert c.changes[-1].cause == "probe_expired"
         await c.attempts("f", epoch=2)

@@ -179,7 +179,9 @@ async def test_one_probe_an_epoch_in_the_whole_cluster(
 
     async def race(bus: Bus, number: int, epoch: int) -> None:
         subject = SUBJECTS.probe.at(TARGET, str(epoch))
-        if not await bus.claim(subject, SUBJECTS.probe.encode(ProbeClaim(f"r{number}")), ttl_s=6.0):
+        claim = SUBJECTS.probe.encode(ProbeClaim(f"r{number}"))
+        bus.publish(subject, claim)
+        if not await bus.claim(subject, claim, ttl_s=6.0):
             return
         won[epoch] += 1
         probing.add(epoch)

@@ -29,11 +29,14 @@ LETTERS = {"s": Verdict.healthy, "f": Verdict.failed, "n": Verdict.nothing}
 
 
 def told(story: str, breaker: Breaker, now: float = 0.0) -> list[Change]:
-    """Tell a story: `s f n` results of the breaker's own epoch, `S F` of an old one, `30s` a wait."""
+    """Tell a story: `s f n` results of the breaker's own epoch, `S F` of an old one, `c` its
+    probe is claimed, `30s` a wait."""
     changes: list[Change | None] = []
     for word in story.split():
         if word in LETTERS:
             changes.append(breaker.record(Result(LETTERS[word], breaker.epoch), now, HALF))
+        elif word == "c":
+            breaker.claimed(breaker.epoch, now)
         elif word in {"S", "F"}:
             result = Result(LETTERS[word.lower()], breaker.epoch - 1)
             changes.append(breaker.record(result, now, HALF))
@@ -76,7 +79,7 @@ def told(story: str, breaker: Breaker, now: float = 0.0) -> list[Change]:
         ("f f f f f 4s S S S S", "half_open"),  # results from before it opened
         ("f f f f f 4s F", "half_open"),
         ("f f f f f 4s n", "half_open"),
-        ("f f f f f 4s s 65s s s", "closed"),  # a lost probe costs nothing
+        ("f f f f f 4s s c 65s s s", "closed"),  # a lost probe costs nothing
         ("f f f f f 4s f 4s", "open"),  # the second opening is twice as long
         ("f f f f f 4s f 7.5s", "half_open"),
     ],
@@ -103,7 +106,11 @@ def test_stories(story: str, state: BreakerState) -> None:
             ],
         ),
         ("f f f f f 4s f", ["consecutive", "open_elapsed", "probe_failed"]),
-        ("f f f f f 4s 65s n", ["consecutive", "open_elapsed", "probe_expired", "probe_expired"]),
+        ("f f f f f 4s c 65s n", ["consecutive", "open_elapsed", "probe_expired", "probe_expired"]),
+        ("f f f f f 4s 299s", ["consecutive", "open_elapsed"]),  # nobody came by
+        ("f f f f f 4s 299s c 64s s", ["consecutive", "open_elapsed", "probe_succeeded"]),
+        ("f f f f f 4s 299s c 65s", ["consecutive", "open_elapsed", "probe_expired"]),
+        ("f f f f f 4s 300s", ["consecutive", "open_elapsed", "probe_expired"]),
     ],
 )
 def test_each_change_says_why(story: str, causes: list[str]) -> None:

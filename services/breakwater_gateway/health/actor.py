@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from breakwater_gateway.config.model import Config
-from breakwater_gateway.health.breaker import Change
+from breakwater_gateway.health.breaker import EPOCH_MAX, Change
 from breakwater_gateway.health.orders import Operator
 from breakwater_gateway.health.prober import Prober
 from breakwater_gateway.health.ward import Moved, Ward
@@ -39,6 +39,7 @@ DRAIN_S: Final = 2.0
 
 _STATES: Final[tuple[BreakerState, ...]] = ("closed", "open", "half_open")
 _VALUE: Final = msgspec.json.Decoder(BreakerChanged)
+EPOCH_DIGITS: Final = len(str(EPOCH_MAX))
 
 
 class Health(Actor):
@@ -69,6 +70,7 @@ class Health(Actor):
             await bus.subscribe(subjects.attempt.any(), self._on_attempt),
             await bus.subscribe(subjects.heartbeat.any(), self._prober.on_heartbeat),
             await bus.subscribe(subjects.breaker.any(), self._on_command),
+            await bus.subscribe(subjects.probe.any(), self._on_claim),
         ]
         await self._leadership.start(tasks)
         tasks.start_soon(self._keep)
@@ -126,6 +128,18 @@ class Health(Actor):
         """Of an operator. Whoever follows keeps silent: the leader answers, or nobody."""
         if self._leadership.leads():
             self._act(self._operator.obey(message))
+
+    def _on_claim(self, message: Message) -> None:
+        """Somebody wants a probe, and may die with it in hand."""
+        try:
+            target, epoch = self.context.subjects.probe.names(message.subject)
+        except BadToken as error:
+            self._bad_event(message, error)
+            return
+        if not (epoch.isascii() and epoch.isdigit() and len(epoch) <= EPOCH_DIGITS):
+            self._bad_event(message, ValueError("its epoch is no number"))
+        elif self._ward.claimed(target, int(epoch), self.context.clock.now()):
+            self._arm()
 
     def _on_health(self, message: Message) -> None:
         try:

@@ -15,7 +15,7 @@ target now (with calls of a minute that is the normal case, not the odd one).
 
 Probing, cluster-wide: in `half_open` one router claims the one probe of the epoch; its result carries
 that epoch, and whatever it was moves the breaker to another epoch, so each epoch has one probe. A probe
-that never reports expires.
+that was claimed and never reports expires; until it is claimed an epoch lasts, however long nobody comes by.
 
 Which laws hold is in `tests/pure/test_breaker.py`. `now` is monotonic seconds, `draw` is uniform in [0, 1).
 """
@@ -95,6 +95,9 @@ DOUBLINGS_MAX: Final = 30
 PROBE_GRACE_S: Final = 5.0
 """A probe that said nothing for its whole timeout and this much more is lost."""
 
+UNCLAIMED_S: Final = 300.0
+"""The word that a probe is claimed can be lost: after so long there is room for another."""
+
 SLOW_RATE: Final = 0.8
 SLOW_FACTOR: Final = 4.0
 SLOW_FLOOR_S: Final = 1.0
@@ -134,6 +137,7 @@ class Breaker:
     __slots__ = (
         "_baseline",
         "_cause",
+        "_claimed",
         "_closed_at",
         "_consecutive",
         "_doublings",
@@ -179,6 +183,7 @@ class Breaker:
         self._cause = ""
         self._probe: Verdict | None = None
         self._probe_until = 0.0
+        self._claimed = False
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} epoch {self.epoch} {self.evidence(self._now)}>"
@@ -263,6 +268,15 @@ class Breaker:
             return self._half_open("probe_expired", now)
         return None
 
+    def claimed(self, epoch: int, now: float) -> bool:
+        """Somebody wants the probe of that epoch, and the first who does has it: from now on it may be lost.
+        False: of no matter here."""
+        if self.state != "half_open" or epoch != self.epoch or self._claimed:
+            return False
+        self._claimed = True
+        self._probe_until = self._clamp(now) + self.probe_s
+        return True
+
     def trip(self, now: float, draw: float, for_s: float | None = None) -> Change:
         """An operator opens it, for so long, or for as long as its own next opening would last."""
         return self._open("operator", self._clamp(now), draw, for_s)
@@ -307,6 +321,8 @@ class Breaker:
                 elif self.state != "half_open":
                     self._probed = 0  # of an earlier outage
                 self._doublings = max(1, self._doublings)
+                # It may have been claimed unheard.
+                self._claimed = True
                 self._probe_until = now + self.probe_s
             case "closed":
                 if cause == "operator":
@@ -400,7 +416,8 @@ class Breaker:
         return change
 
     def _half_open(self, cause: Cause, now: float) -> Change:
-        self._probe_until = now + self.probe_s
+        self._claimed = False
+        self._probe_until = now + max(UNCLAIMED_S, self.probe_s)
         return self._move(cause, "half_open", now)
 
     def _close(self, cause: Cause, now: float, *, ramp_s: float = 0.0) -> Change:

@@ -75,13 +75,12 @@ class Prober:
             look = partial(self._look, target, epoch, leads)
             context.clock.call_at(now + IDLE_S, look)
             return
-        subject, total_s = context.subjects.probe, model.timeouts.total_s
+        total_s = model.timeouts.total_s
+        place = context.subjects.probe.at(target, str(epoch))
+        claim = context.subjects.probe.encode(ProbeClaim(context.id))
         try:
-            won = await context.bus.claim(
-                subject.at(target, str(epoch)),
-                subject.encode(ProbeClaim(context.id)),
-                ttl_s=total_s + PROBE_GRACE_S,
-            )
+            context.bus.publish(place, claim)
+            won = await context.bus.claim(place, claim, ttl_s=total_s + PROBE_GRACE_S)
             if won:
                 work = self._work(target, epoch, way)
                 context.bus.publish(

@@ -223,6 +223,11 @@ class Ward:
             moved += self._record_region(site.scopes.region, event, now, draw)
         return moved
 
+    def claimed(self, target: str, epoch: int, now: float) -> bool:
+        """Somebody wants the probe of that epoch. False: of no matter here."""
+        breaker = self.breakers.get(target)
+        return breaker is not None and breaker.claimed(epoch, now)
+
     def decide(self, target: str, now: float, draw: float) -> list[Moved]:
         """Act on the evidence: after a call, or when a standby becomes the owner."""
         breaker = self.breakers[target]

@@ -48,15 +48,16 @@ class Probes:
 
     async def _claim(self, life: Life, candidate: Candidate) -> None:
         context = self._context
-        subject, (target, epoch) = context.subjects.probe, candidate.place
+        target, epoch = candidate.place
+        place = context.subjects.probe.at(target, str(epoch))
+        claim = context.subjects.probe.encode(ProbeClaim(context.id))
         won = False
+        # Said first: whoever dies with the probe in hand has said so.
+        tell(context, place, claim, {})
         try:
-            won = await context.bus.claim(
-                subject.at(target, str(epoch)),
-                subject.encode(ProbeClaim(context.id)),
-                # As long as the call may last: within it nobody else may take the same claim.
-                ttl_s=life.plan.deadline - context.clock.now() + _EXTRA_S,
-            )
+            # As long as the call may last: within it nobody else may take the same claim.
+            ttl_s = life.plan.deadline - context.clock.now() + _EXTRA_S
+            won = await context.bus.claim(place, claim, ttl_s=ttl_s)
         except BusError as error:
             context.log.warning("probe_not_claimed", target=target, error=repr(error))
         if not life.over:
