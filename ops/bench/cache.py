@@ -266,11 +266,16 @@ async def over_nats() -> None:
         server = await start_nats_server(Path(folder), 0)
         url = f"nats://127.0.0.1:{server.port}"
         command = [sys.executable, "-m", "ops.bench.cache", "--serve", url]
-        other = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        said = Path(folder) / "router.log"
+        with said.open("wb") as log:
+            other = await asyncio.create_subprocess_exec(
+                *command, stdout=subprocess.PIPE, stderr=log
+            )
         try:
             assert other.stdout is not None
-            while b"ready" not in await other.stdout.readline():
-                pass
+            while b"ready" not in (line := await other.stdout.readline()):
+                if not line:
+                    raise SystemExit(f"the router ended: {said.read_text()[-2_000:]}")
             bus = await connect_nats(url, name="bench/caller", role="caller")
             rounds = [await one_round(bus) for _ in range(ROUNDS)]
             await bus.close()
