@@ -1,7 +1,6 @@
 """`breakwater breaker list | trip | reset`: what health's leader knows of targets, and an operator's word."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -123,20 +122,12 @@ async def _ask(
 ) -> "BreakerReply | None":
     """None: no health actor answered. Between two leaders nobody does for a moment, so it is asked again."""
     from breakwater_gateway.runtime.bus import AskTimeout, NoResponders
-    from breakwater_gateway.runtime.nats_bus import connect_nats
     from breakwater_protocol.commands import BreakerCommand, BreakerReply
     from breakwater_protocol.subjects import Subjects
 
     subject = Subjects(root).breaker
-    bus = await connect_nats(
-        nats_url,
-        name="cli/breaker",
-        role="cli",
-        creds=Path(creds) if creds else None,
-        log=reach.quiet(),
-    )
-    until = time.monotonic() + PATIENCE_S
-    try:
+    async with reach.bus(nats_url, creds, name="cli/breaker") as bus:
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             try:
                 answer = await bus.ask(
@@ -150,8 +141,6 @@ async def _ask(
                 continue
             return msgspec.json.decode(answer.data, type=BreakerReply)
         return None
-    finally:
-        await bus.close()
 
 
 def _show(found: "list[BreakerStatus]", *, as_json: bool) -> None:

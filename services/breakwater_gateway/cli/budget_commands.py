@@ -372,35 +372,15 @@ def _done(reply: Done, number: int, text: str, *, as_json: bool) -> None:
 
 
 def _run(work: Work, nats_url: str, creds: str | None, *, as_json: bool) -> None:
-    from pathlib import Path
-
-    from breakwater_gateway.runtime.bus import BusError, BusUnreachable
-    from breakwater_gateway.runtime.nats_bus import connect_nats
-    from breakwater_gateway.runtime.streams import JetStreamError
     from breakwater_protocol.subjects import Subjects
 
-    async def connected() -> int:
+    async def asked(bus: "Bus") -> int:
         with _failing(as_json=as_json):
-            try:
-                bus = await connect_nats(
-                    nats_url,
-                    name="budget",
-                    role="budget",
-                    creds=Path(creds) if creds else None,
-                    log=reach.quiet(),
-                )
-            except BusUnreachable as error:
-                output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
-            try:
-                return await work(bus, Subjects())
-            except JetStreamError as error:
-                output.fail(f"{error}; nothing was kept yet", code=output.FAILED, as_json=as_json)
-            except BusError as error:
-                output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
-            finally:
-                await bus.close()
+            return await work(bus, Subjects())
 
-    output.run(connected, as_json=as_json)
+    reach.run(
+        asked, nats_url, creds, name="budget", without="nothing was kept yet", as_json=as_json
+    )
 
 
 @contextmanager

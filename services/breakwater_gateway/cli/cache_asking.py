@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from breakwater_gateway.cli import output, reach
@@ -84,20 +83,10 @@ def on_bus(
     import asyncio
 
     from breakwater_gateway.runtime.bus import BusError
-    from breakwater_gateway.runtime.nats_bus import connect_nats
 
     async def go() -> int:
-        bus = await connect_nats(
-            nats_url,
-            name=f"cli/{os.getpid()}",
-            role="cli",
-            creds=Path(creds) if creds else None,
-            log=reach.quiet(),
-        )
-        try:
+        async with reach.bus(nats_url, creds, name=f"cli/{os.getpid()}") as bus:
             return await work(bus)
-        finally:
-            await bus.close()
 
     try:
         return asyncio.run(go())

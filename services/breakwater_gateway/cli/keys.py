@@ -216,24 +216,12 @@ def _run(
     *,
     as_json: bool,
 ) -> None:
-    from pathlib import Path
-
     from breakwater_gateway.runtime.bus import BusError, BusUnreachable, WrongRevision
-    from breakwater_gateway.runtime.nats_bus import connect_nats
 
     async def go() -> int:
         try:
-            bus = await connect_nats(
-                nats_url,
-                name="cli/keys",
-                role="cli",
-                creds=Path(creds) if creds else None,
-                log=reach.quiet(),
-            )
-            try:
+            async with reach.bus(nats_url, creds, name="cli/keys") as bus:
                 return await work(await bus.store(BUCKET))
-            finally:
-                await bus.close()
         except BusUnreachable as error:
             output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
         except WrongRevision:

@@ -168,30 +168,4 @@ async def _before(log: "EventLog", root: str, begin: float, last: int) -> int:
 def _run(
     work: "Callable[[Bus], Awaitable[int]]", nats_url: str, creds: str | None, *, as_json: bool
 ) -> None:
-    from pathlib import Path
-
-    from breakwater_gateway.runtime.bus import BusError, BusUnreachable
-    from breakwater_gateway.runtime.nats_bus import connect_nats
-    from breakwater_gateway.runtime.streams import JetStreamError
-
-    async def connected() -> int:
-        try:
-            bus = await connect_nats(
-                nats_url,
-                name="traces",
-                role="traces",
-                creds=Path(creds) if creds else None,
-                log=reach.quiet(),
-            )
-        except BusUnreachable as error:
-            output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
-        try:
-            return await work(bus)
-        except JetStreamError as error:
-            output.fail(f"{error}; nothing happened yet", code=output.FAILED, as_json=as_json)
-        except BusError as error:
-            output.fail(str(error), code=output.UNREACHABLE, as_json=as_json)
-        finally:
-            await bus.close()
-
-    output.run(connected, as_json=as_json)
+    reach.run(work, nats_url, creds, name="traces", without="nothing happened yet", as_json=as_json)
