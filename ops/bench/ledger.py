@@ -7,21 +7,18 @@ looked for in the log afterwards.
 """
 
 import asyncio
-import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import msgspec
 import uvloop
-from ops.bench.processes import ROOT, cpu_s, free_ports, python, running
+from ops.bench.processes import cpu_s, free_ports, python, running
+from ops.bench.record import taken, told
 
 from breakwater_gateway.ledger.actor import LOG_NAME
 from breakwater_gateway.runtime.bus import Bus, BusError, Message
@@ -43,7 +40,6 @@ from breakwater_protocol.ledger import (
 from breakwater_protocol.subjects import Subjects
 
 SUBJECTS: Final = Subjects()
-RESULTS: Final = ROOT / "ops" / "bench" / "results" / "ledger"
 TOKEN: Final = partition_token(partition(account_named("org:acme")))
 WARM: Final = 200
 ALONE: Final = 1_000
@@ -196,24 +192,8 @@ def run(holders: int) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--save", is_flag=True, help="Keep the figures in ops/bench/results/ledger.")
 def main(holders: int, as_json: bool, save: bool) -> None:
-    found = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short=10", "HEAD"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        ).stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        **run(holders),
-    }  # fmt: skip
-    if save:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{found['date'].replace(':', '')}-{found['commit']}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        for name, value in found.items():
-            click.echo(f"{name.replace('_', ' '):32} {value}")
+    found = taken(run(holders))
+    told(found, "ledger", as_json=as_json, save=save)
     sys.exit(1 if found["answered_but_not_in_the_log"] else 0)
 
 

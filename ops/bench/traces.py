@@ -7,22 +7,19 @@ of a request.
 """
 
 import asyncio
-import json
 import os
-import platform
-import subprocess
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import click
 import uvloop
-from ops.bench.processes import ROOT, free_ports, running
+from ops.bench.processes import free_ports, running
+from ops.bench.record import taken, told
 
 from breakwater_gateway.config.model import Config, Telemetry
 from breakwater_gateway.exporter import cursor as cursors
@@ -42,7 +39,6 @@ from breakwater_protocol.events import AttemptFinished, Decision, RequestFinishe
 from breakwater_protocol.subjects import Subjects
 
 SUBJECTS: Final = Subjects()
-RESULTS: Final = ROOT / "ops" / "bench" / "results" / "traces"
 AT_ONCE: Final = 200
 DECISIONS: Final = [
     Decision("consider", 0.0, deployment="gpt-4o-us", score=1.0),
@@ -166,25 +162,8 @@ def run(requests: int) -> dict[str, float]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--save", is_flag=True, help="Keep the figures in ops/bench/results/traces.")
 def main(requests: int, as_json: bool, save: bool) -> None:
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short=10", "HEAD"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        ).stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "requests": requests,
-        **run(requests),
-    }  # fmt: skip
-    if save:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{found['date'].replace(':', '')}-{found['commit']}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        for name, value in found.items():
-            click.echo(f"{name.replace('_', ' '):32} {value}")
+    found = taken({"requests": requests, **run(requests)})
+    told(found, "traces", as_json=as_json, save=save)
 
 
 if __name__ == "__main__":
