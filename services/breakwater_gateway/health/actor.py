@@ -18,6 +18,7 @@ from breakwater_gateway.health.orders import Operator
 from breakwater_gateway.health.prober import Prober
 from breakwater_gateway.health.ward import Moved, Ward
 from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.alerts import publish_alert
 from breakwater_gateway.runtime.bus import (
     BusClosed,
     BusError,
@@ -287,16 +288,7 @@ class Health(Actor):
             target=target,
         )
         context.log.warning("key_out", target=target, cause=change.cause)
-        try:
-            context.bus.publish(
-                context.subjects.alert.at(kind),
-                context.subjects.alert.encode(alert),
-                headers=headers_for(
-                    Alert, alert.source, at, f"{context.id}.{encode_token(target)}.{change.epoch}.a"
-                ),
-            )
-        except BusError as error:
-            context.log.warning("alert_lost", target=target, error=repr(error))
+        publish_alert(context, alert, id_=f"{context.id}.{encode_token(target)}.{change.epoch}.a")
 
     def _show(self, target: str, state: BreakerState | None) -> None:
         for each in _STATES:

@@ -24,6 +24,7 @@ from breakwater_gateway.ledger.lending import Reply
 from breakwater_gateway.ledger.published import Place, tell_limit, tell_limits
 from breakwater_gateway.ledger.writer import Asked, Writer
 from breakwater_gateway.runtime.actor import Actor, Context, Load
+from breakwater_gateway.runtime.alerts import publish_alert
 from breakwater_gateway.runtime.bus import (
     BusClosed,
     BusError,
@@ -211,16 +212,8 @@ class Ledger(Actor):
         if len(self._alerted) >= ALERTED_MAX:
             self._alerted.clear()
         self._alerted[kind, about] = now
-        at = self.clock.wall()
         source = f"{self.kind}/{self.id}"
-        try:
-            context.bus.publish(
-                context.subjects.alert.at(kind),
-                context.subjects.alert.encode(Alert(kind, message, at, source)),
-                headers=headers_for(Alert, source, at, self.clock.new_id("evt_")),
-            )
-        except BusError as error:
-            self.log.warning("ledger_alert_lost", kind=kind, error=repr(error))
+        publish_alert(context, Alert(kind, message, self.clock.wall(), source))
 
     def limited(self, partition: int, place: Place | None) -> None:
         self._untold[partition, place] = None

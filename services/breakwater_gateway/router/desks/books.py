@@ -41,8 +41,8 @@ from breakwater_gateway.router.life import Life
 from breakwater_gateway.router.operator_limits import OperatorLimits
 from breakwater_gateway.router.reports import Say
 from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.alerts import publish_alert
 from breakwater_gateway.runtime.bus import BusError, Entry, Inbox, Message, Watch
-from breakwater_protocol import cloudevents
 from breakwater_protocol import failures as f
 from breakwater_protocol import headers as h
 from breakwater_protocol.commands import Finished
@@ -561,19 +561,8 @@ class Books:
 
     def _alert(self, kind: str, message: str, target: str) -> None:
         context = self.context
-        at = context.clock.wall()
-        alert = Alert(kind, message, at, source=f"router/{context.id}", target=target)
-        headers = cloudevents.headers_for(
-            Alert, source=alert.source, at=at, id_=context.clock.new_id("evt_")
-        )
-        try:
-            context.bus.publish(
-                context.subjects.alert.at(kind),
-                context.subjects.alert.encode(alert),
-                headers=headers,
-            )
-        except BusError as error:
-            context.log.warning("alert_not_sent", kind=kind, error=repr(error))
+        source = f"router/{context.id}"
+        publish_alert(context, Alert(kind, message, context.clock.wall(), source, target=target))
 
 
 def _said(life: Life) -> int:

@@ -13,9 +13,9 @@ import msgspec
 
 from breakwater_gateway.router.targets import Targets
 from breakwater_gateway.runtime.actor import Context
+from breakwater_gateway.runtime.alerts import publish_alert
 from breakwater_gateway.runtime.bus import BusError, Entry, Message, Store, Watch
 from breakwater_gateway.runtime.tasks import TaskSet
-from breakwater_protocol import cloudevents
 from breakwater_protocol.events import Alert, BreakerChanged, Heartbeat
 
 BUCKET: Final = "bw_health"
@@ -120,13 +120,4 @@ class HealthDesk:
             at=at,
             source=f"router/{context.id}",
         )
-        try:
-            context.bus.publish(
-                context.subjects.alert.at(alert.kind),
-                context.subjects.alert.encode(alert),
-                headers=cloudevents.headers_for(
-                    Alert, source=alert.source, at=at, id_=context.clock.new_id("evt_")
-                ),
-            )
-        except BusError as error:
-            context.log.warning("alert_lost", kind=alert.kind, error=repr(error))
+        publish_alert(context, alert)
